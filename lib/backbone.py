@@ -1,0 +1,153 @@
+"""The multi-modal Swin Transformer: language joins the picture at the end of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib.config import SwinSize
+from lib.fusion import PWAM, LanguageGate
+from lib.swin import PatchEmbed, PatchMerging, swin_blocks
+
+
+class MultiModalStage(nn.Module):
+    """Swin blocks, PWAM, language gate and patch merging (LAVT, Fig. 2).
+
+    Args:
+        dim: channels C of the stage.
+        depth, num_heads, window_size, drop_paths: of the Swin blocks.
+        lang_dim: channels of the words.
+        fusion_heads, fusion_drop: of the PWAM.
+        last: the last stage has no successor: no merging, and its gate (kept because the
+            published weights hold it) is not computed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        window_size: int,
+        drop_paths: list[float],
+        lang_dim: int,
+        fusion_heads: int = 1,
+        fusion_drop: float = 0.0,
+        last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = swin_blocks(dim, depth, num_heads, window_size, drop_paths)
+        self.fusion = PWAM(dim, lang_dim, fusion_heads, fusion_drop)
+        self.res_gate = LanguageGate(dim)
+        self.downsample = None if last else PatchMerging(dim)
+
+    def forward(self, x: Tensor, lang: Tensor, lang_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run the stage.
+
+        Args:
+            x: (B, H, W, C).
+            lang: (B, N_l, C_l).
+            lang_mask: (B, N_l), 1 = real token.
+
+        Returns:
+            Fused features F for the decoder, (B, H, W, C), and the input of the next stage,
+            (B, ceil(H/2), ceil(W/2), 2C), None after the last stage.
+        """
+        for block in self.blocks:
+            x = block(x)
+        vis = x.flatten(1, 2)  # (B, HW, C)
+        fused = self.fusion(vis, lang, lang_mask).view_as(x)
+        if self.downsample is None:
+            return fused, None
+        return fused, self.downsample(x + self.res_gate(fused) * fused)
+
+
+class MultiModalSwin(nn.Module):
+    """Swin backbone with a PWAM and a language gate in every stage (LAVT, Sec. 3.1).
+
+    Args:
+        size: widths, depths and heads.
+        window_size: 7 or 12 in the published models.
+        lang_dim: channels of the words.
+        fusion_heads: heads of the four PWAMs.
+        fusion_drop: dropout in the PWAMs.
+        drop_path: rate of the last block; the others grow linearly from 0.
+        ape_grid: side of the grid of an absolute position embedding, added after the patch
+            embedding and resized to the picture; 0 (published) for none.
+    """
+
+    def __init__(
+        self,
+        size: SwinSize,
+        window_size: int,
+        lang_dim: int,
+        fusion_heads: Sequence[int] = (1, 1, 1, 1),
+        fusion_drop: float = 0.0,
+        drop_path: float = 0.3,
+        ape_grid: int = 0,
+    ) -> None:
+        super().__init__()
+        self.stage_dims = size.stage_dims
+        self.patch_embed = PatchEmbed(4, size.embed_dim)
+        if ape_grid:
+            self.absolute_pos_embed = nn.Parameter(
+                torch.zeros(1, size.embed_dim, ape_grid, ape_grid)
+            )
+        rates = torch.linspace(0, drop_path, sum(size.depths)).split(list(size.depths))
+        last = len(size.depths) - 1
+        self.layers = nn.ModuleList(
+            MultiModalStage(
+                size.stage_dims[i],
+                size.depths[i],
+                size.num_heads[i],
+                window_size,
+                rates[i].tolist(),
+                lang_dim,
+                fusion_heads[i],
+                fusion_drop,
+                last=i == last,
+            )
+            for i in range(len(size.depths))
+        )
+        for i, dim in enumerate(size.stage_dims):
+            self.add_module(f"norm{i}", nn.LayerNorm(dim))
+        self.apply(_init_linear)
+        if ape_grid:
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+
+    def forward(self, image: Tensor, lang: Tensor, lang_mask: Tensor) -> list[Tensor]:
+        """Encode a picture under the guidance of a sentence.
+
+        Args:
+            image: (B, 3, H, W), normalised.
+            lang: (B, N_l, C_l) word features.
+            lang_mask: (B, N_l), 1 = real token.
+
+        Returns:
+            Four maps (B, C_i, H_i, W_i) of stride 4, 8, 16, 32.
+        """
+        x: Tensor | None = self.embed(image)
+        maps = []
+        for i, stage in enumerate(self.layers):
+            fused, x = stage(x, lang, lang_mask)
+            norm = getattr(self, f"norm{i}")
+            maps.append(norm(fused).permute(0, 3, 1, 2))
+        return maps
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Patch embedding and, where there is one, absolute position: (B, H/4, W/4, C)."""
+        x = self.patch_embed(image)
+        if hasattr(self, "absolute_pos_embed"):
+            position = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic")
+            x = x + position.permute(0, 2, 3, 1)
+        return x
+
+
+def _init_linear(module: nn.Module) -> None:
+    """Truncated normal 0.02 and zero bias for linear layers; the others keep PyTorch's default."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

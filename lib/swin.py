@@ -1,0 +1,216 @@
+"""Swin Transformer parts: patch embedding, window attention blocks, patch merging.
+
+No language here. Maps travel as (B, H, W, C), so that no layer has to permute; any H and W are
+accepted. Attribute names are those of the published weights.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class PatchEmbed(nn.Module):
+    """Split an image into patches and embed each (Swin paper, Sec. 3.1).
+
+    Args:
+        patch_size: side of a patch, pixels.
+        embed_dim: channels C of the output.
+    """
+
+    def __init__(self, patch_size: int = 4, embed_dim: int = 96) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C); the image is zero-padded right and bottom."""
+        H, W = image.shape[-2:]
+        p = self.patch_size
+        image = F.pad(image, (0, -W % p, 0, -H % p))
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Halve the resolution and double the channels (Swin paper, Sec. 3.1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 2C); odd sides are zero-padded by one."""
+        H, W = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        # Order (row, column) parity: (even, even), (odd, even), (even, odd), (odd, odd).
+        x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], dim=-1)
+        return self.reduction(self.norm(x))
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """Row of the bias table for each (query, key) pair of a window, (N, N) int64, N = window**2."""
+    axis = torch.arange(window_size)
+    coords = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)  # (2, N)
+    offset = coords[:, :, None] - coords[:, None, :] + window_size - 1  # (2, N, N), from 0
+    return offset[0] * (2 * window_size - 1) + offset[1]
+
+
+@lru_cache(maxsize=32)
+def shift_mask(H: int, W: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """Additive mask that keeps tokens joined only by the cyclic shift apart (Swin paper, Fig. 4).
+
+    Args:
+        H, W: the padded grid, multiples of ``window_size``.
+        window_size: side of a window.
+        shift: cyclic shift, > 0.
+        device: where the mask lives.
+
+    Returns:
+        (nW, N, N) float32, 0 within a region and -100 across regions.
+    """
+
+    def bands(size: int) -> Tensor:
+        band = torch.zeros(size, dtype=torch.long)
+        band[size - window_size :] = 1
+        band[size - shift :] = 2
+        return band
+
+    region = bands(H)[:, None] * 3 + bands(W)[None, :]  # (H, W)
+    windows = split_windows(region[None, :, :, None], window_size)[0, :, :, 0]  # (nW, N)
+    mask = (windows[:, :, None] != windows[:, None, :]).float() * -100.0
+    return mask.to(device)
+
+
+def split_windows(x: Tensor, window_size: int) -> Tensor:
+    """(B, H, W, C) -> (B, nW, N, C); H and W are multiples of the window."""
+    B, H, W, C = x.shape
+    w = window_size
+    x = x.view(B, H // w, w, W // w, w, C).transpose(2, 3)
+    return x.reshape(B, -1, w * w, C)
+
+
+def join_windows(windows: Tensor, window_size: int, H: int, W: int) -> Tensor:
+    """(B, nW, N, C) -> (B, H, W, C), the inverse of :func:`split_windows`."""
+    B, _, _, C = windows.shape
+    w = window_size
+    x = windows.view(B, H // w, W // w, w, w, C).transpose(2, 3)
+    return x.reshape(B, H, W, C)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with relative position bias (Swin paper, Eq. 4)."""
+
+    def __init__(self, dim: int, window_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window_size - 1) ** 2, num_heads)
+        )
+        self.register_buffer("relative_position_index", relative_position_index(window_size))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend within each window.
+
+        Args:
+            x: (B, nW, N, C) tokens of the windows.
+            mask: (nW, N, N) additive, or None.
+
+        Returns:
+            (B, nW, N, C).
+        """
+        B, nW, N, C = x.shape
+        heads = self.num_heads
+        qkv = self.qkv(x).view(B, nW, N, 3, heads, C // heads)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (B, nW, heads, N, C/heads)
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        bias = bias.view(N, N, heads).permute(2, 0, 1)  # (heads, N, N)
+        if mask is not None:
+            # Windows join the head axis, so that the mask is broadcast over B, never copied.
+            bias = (bias + mask[:, None].to(bias.dtype)).flatten(0, 1)  # (nW * heads, N, N)
+            q, k, v = (t.flatten(1, 2) for t in (q, k, v))
+        else:
+            q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
+        out = out.view(B, nW, heads, N, C // heads).transpose(2, 3).reshape(B, nW, N, C)
+        return self.proj(out)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact (erf) GELU between them."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm transformer block with (shifted) window attention (Swin paper, Eq. 3).
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        window_size: side of a window; never shrunk to a smaller map.
+        shift: cyclic shift of the windows, 0 for none. Unlike in Swin for classification it is
+            kept where the map fits one window: the published weights were trained so.
+        drop_path: probability of dropping a residual branch of a sample.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: int, shift: int = 0, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.shift = shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window_size, num_heads)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x = x + self.drop_path(self.attend(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Window attention of a whole map, (B, H, W, C) -> (B, H, W, C).
+
+        The map is zero-padded right and bottom to a multiple of the window after the norm; padded
+        tokens are ordinary keys, and are cropped afterwards.
+        """
+        H, W = x.shape[1:3]
+        w, s = self.window_size, self.shift
+        x = F.pad(x, (0, 0, 0, -W % w, 0, -H % w))
+        Hp, Wp = x.shape[1:3]
+        mask = None
+        if s > 0:
+            x = x.roll((-s, -s), dims=(1, 2))
+            mask = shift_mask(Hp, Wp, w, s, x.device)
+        x = join_windows(self.attn(split_windows(x, w), mask), w, Hp, Wp)
+        if s > 0:
+            x = x.roll((s, s), dims=(1, 2))
+        return x[:, :H, :W]
+
+
+def swin_blocks(
+    dim: int, depth: int, num_heads: int, window_size: int, drop_paths: list[float]
+) -> nn.ModuleList:
+    """The blocks of a stage: every odd one shifts its windows by half a window."""
+    return nn.ModuleList(
+        SwinBlock(dim, num_heads, window_size, (i % 2) * (window_size // 2), drop_paths[i])
+        for i in range(depth)
+    )

@@ -1,5 +1,13 @@
 """BERT: text encoder and tokenizer, over transformers."""
 
 from bert.text_encoder import build_text_encoder, load_config, load_pretrained
+from bert.tokenizer import Tokenizer, encode, load_tokenizer
 
-__all__ = ["build_text_encoder", "load_config", "load_pretrained"]
+__all__ = [
+    "Tokenizer",
+    "build_text_encoder",
+    "encode",
+    "load_config",
+    "load_pretrained",
+    "load_tokenizer",
+]

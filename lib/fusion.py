@@ -1,4 +1,4 @@
-"""Language into vision: the pixel-word attention module and the language gate (LAVT, Sec. 3.2-3.3)."""
+"""Language into vision: pixel-word attention module and language gate (LAVT, Sec. 3.2-3.3)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C); the image is zero-padded right and bottom."""
+        """(B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C); zero-padded right and bottom."""
         H, W = image.shape[-2:]
         p = self.patch_size
         image = F.pad(image, (0, -W % p, 0, -H % p))

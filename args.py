@@ -1,0 +1,184 @@
+"""The command lines of train.py, test.py and demo_inference.py, and their checks."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.config import SWIN_SIZES
+from lib.engine import AMP_DTYPES
+from lib.errors import InputError
+from lib.losses import LOSSES
+from lib.optim import PUBLISHED_LANG_LAYERS
+from lib.segmentation import MODELS, parse_heads
+
+DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
+MAX_TOKENS = 20
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are :class:`InputError`, so that all look alike."""
+
+    def error(self, message: str) -> Any:
+        """Raise instead of exiting."""
+        raise InputError(f"{message} ({self.prog} --help lists the options)")
+
+
+def _lang_layers(text: str) -> int | None:
+    if text == "all":
+        return None
+    return int(text)
+
+
+def common_parser(description: str) -> Parser:
+    """Options of the published scripts, which train.py and test.py take alike."""
+    p = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    model = p.add_argument_group("model")
+    model.add_argument("--model", default="lavt", choices=MODELS)
+    model.add_argument("--swin_type", default="base", choices=list(SWIN_SIZES))
+    model.add_argument("--window12", action="store_true", help="Swin windows of 12, not 7")
+    model.add_argument("--mha", default="", help="heads of the four PWAMs, a-b-c-d ('': 1-1-1-1)")
+    model.add_argument("--fusion_drop", type=float, default=0.0, help="dropout in PWAM")
+    model.add_argument(
+        "--ape",
+        type=int,
+        default=0,
+        metavar="N",
+        help="absolute position embedding on an N x N grid (0: none, as published)",
+    )
+    model.add_argument("--bert_tokenizer", default="bert-base-uncased", help="hub name or folder")
+    model.add_argument("--ck_bert", default="bert-base-uncased", help="hub name or folder")
+    model.add_argument(
+        "--ddp_trained_weights",
+        action="store_true",
+        help="accepted for the published command lines; a pooler is handled either way",
+    )
+    data = p.add_argument_group("data")
+    data.add_argument("--dataset", default="refcoco", choices=DATASETS)
+    data.add_argument("--splitBy", default="unc", help="unc; umd or google for refcocog")
+    data.add_argument("--split", default="test", help="test.py: a split, or several: val,testA")
+    data.add_argument("--refer_data_root", default="./refer/data/", help="REFER data root")
+    data.add_argument("--image_root", default=None, help="folder of the pictures, if elsewhere")
+    data.add_argument("--img_size", type=int, default=480, help="square resize, pixels")
+    data.add_argument("-b", "--batch-size", type=int, default=8, help="per process")
+    data.add_argument("-j", "--workers", type=int, default=8, help="loader processes, each")
+    data.add_argument("--pin_mem", action="store_true", help="pinned host memory")
+    run = p.add_argument_group("run")
+    run.add_argument("--model_id", default="lavt", help="names the run: ./models/<model_id>/")
+    run.add_argument("--output-dir", default="./checkpoints/", help="where checkpoints go")
+    run.add_argument("--resume", default="", help="checkpoint: train continues, test loads")
+    run.add_argument("--device", default="cuda:0", help="the CPU is used where there is no CUDA")
+    run.add_argument("--print-freq", type=int, default=10, help="steps between log lines")
+    run.add_argument("--amp", default="off", choices=list(AMP_DTYPES), help="mixed precision")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
+    train = p.add_argument_group("training")
+    train.add_argument("--pretrained_swin_weights", default="", help="ImageNet Swin checkpoint")
+    train.add_argument("--epochs", type=int, default=40)
+    train.add_argument("--lr", type=float, default=5e-5, help="initial learning rate")
+    train.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-2)
+    train.add_argument("--amsgrad", action="store_true")
+    return p
+
+
+def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of train.py, checked.
+
+    Raises:
+        InputError: naming the option and what it takes.
+    """
+    p = common_parser("Train a referring image segmentation model.")
+    p.prog = "train.py"
+    g = p.add_argument_group("beyond the published options")
+    g.add_argument("--loss", default="ce", choices=list(LOSSES))
+    g.add_argument("--drop_path", type=float, default=0.3, help="rate of the last Swin block")
+    g.add_argument(
+        "--lang_layers",
+        type=_lang_layers,
+        default=PUBLISHED_LANG_LAYERS,
+        metavar="N|all",
+        help="train the first N BERT layers, or all of BERT with its embeddings",
+    )
+    g.add_argument(
+        "--text_dropout",
+        choices=("model", "on", "off"),
+        default="model",
+        help="BERT's dropout while training (model: off for lavt, on for lavt_one)",
+    )
+    g.add_argument("--val_split", default="val", help="split evaluated while training")
+    g.add_argument("--val_expressions", choices=("one", "all"), default="one", help="per object")
+    g.add_argument("--eval_every", type=int, default=1, metavar="N", help="epochs")
+    g.add_argument("--text_from_scratch", action="store_true", help="load no BERT weights")
+    args = p.parse_args(argv)
+    args.window = (
+        12 if args.window12 or "window12" in Path(args.pretrained_swin_weights).name else 7
+    )
+    _check(args)
+    return args
+
+
+def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of test.py, checked; ``splits`` is the list of ``--split``.
+
+    Raises:
+        InputError: naming the option and what it takes.
+    """
+    p = common_parser("Evaluate a checkpoint on one or more splits.")
+    p.prog = "test.py"
+    g = p.add_argument_group("beyond the published options")
+    g.add_argument(
+        "--results",
+        default=None,
+        help="JSON file (default: results_….json in ./models/<model_id>/)",
+    )
+    g.add_argument(
+        "--control",
+        action="store_true",
+        help="evaluate also with the sentence of another object of the same picture",
+    )
+    args = p.parse_args(argv)
+    args.window = 12 if args.window12 else 7
+    args.splits = [s for s in args.split.split(",") if s]
+    if not args.splits or len(set(args.splits)) < len(args.splits):
+        raise InputError(f"--split {args.split}: give a split, or several different ones by commas")
+    if not args.resume:
+        raise InputError("--resume is missing: give the checkpoint to evaluate")
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse values that would only fail later."""
+    positive = ("batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every")
+    not_negative = ("workers", "weight_decay", "ape", "seed", "lang_layers")
+    for name in positive + not_negative:
+        value = getattr(args, name, None)
+        low = 0 if name in not_negative else None
+        if value is not None and (value < 0 if low == 0 else value <= 0):
+            raise InputError(f"--{name} {value}: must be {'0 or more' if low == 0 else 'above 0'}")
+    for name in ("fusion_drop", "drop_path"):
+        if not 0 <= getattr(args, name, 0.0) < 1:
+            raise InputError(f"--{name} {getattr(args, name)}: must be in [0, 1)")
+    parse_heads(args.mha)
+    if not re.fullmatch(r"[\w.+-]+", args.model_id) or set(args.model_id) == {"."}:
+        raise InputError(
+            f"--model_id '{args.model_id}': it names files; use letters, digits, . _ + -"
+        )
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of :func:`lib.segmentation.build_model` that the options ask for."""
+    dropout = {"model": None, "on": True, "off": False}[getattr(args, "text_dropout", "model")]
+    return {
+        "swin_type": args.swin_type,
+        "window_size": args.window,
+        "text_config": args.ck_bert,
+        "mha": args.mha,
+        "fusion_drop": args.fusion_drop,
+        "drop_path": getattr(args, "drop_path", 0.0),
+        "ape_grid": args.ape,
+        "text_dropout": dropout,
+    }

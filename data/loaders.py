@@ -1,0 +1,170 @@
+"""Which samples make which batch, and the loader that brings them.
+
+Every draw is made in the main process from a generator seeded by (seed, epoch), so neither
+the number of workers nor an interruption changes what is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lib.errors import InputError
+
+
+class RandomExpressionSampler(Sampler[list[int]]):
+    """One random expression of each object an epoch, in random order, in full batches.
+
+    Processes share one drawing: batch k of rank r is the r-th part of the k-th joint batch.
+    Objects that do not fill a last joint batch are left out of that epoch.
+
+    Args:
+        samples_of_ref: sample indices of each object, none empty.
+        batch_size: of one process.
+        seed: of the run.
+        rank: of this process.
+        world: number of processes.
+
+    Raises:
+        InputError: too few objects for one batch.
+    """
+
+    def __init__(
+        self,
+        samples_of_ref: Sequence[Sequence[int]],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        _check_shares(batch_size, rank, world)
+        self.samples_of_ref = samples_of_ref
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+        self.skip = 0
+        self.batches = len(samples_of_ref) // world // batch_size
+        if not self.batches:
+            processes = f"{world} processes x " if world > 1 else ""
+            raise InputError(
+                f"too few samples for one batch: {len(samples_of_ref)} objects to train on, "
+                f"{processes}--batch-size {batch_size} needs {world * batch_size}; "
+                f"lower --batch-size{' or use fewer processes' if world > 1 else ''}"
+            )
+
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the drawing.
+
+        Args:
+            epoch: counted from 0.
+            skip: batches already trained on, when an epoch is resumed; for this epoch only.
+        """
+        self.epoch = epoch
+        self.skip = skip
+
+    def __len__(self) -> int:
+        return self.batches - self.skip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        drawn = draw_expressions(self.samples_of_ref, [self.seed, self.epoch], shuffle=True)
+        for batch in range(self.skip, self.batches):
+            start = (batch * self.world + self.rank) * self.batch_size
+            yield drawn[start : start + self.batch_size]
+
+
+class ShardedBatches(Sampler[list[int]]):
+    """Cuts a list of samples into batches and takes every world-th of them.
+
+    Nothing is padded or dropped, and a batch is the same whatever the number of processes,
+    so that counts are too.
+
+    Args:
+        indices: of the samples, in order.
+        batch_size: of one process.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(
+        self, indices: Iterable[int], batch_size: int, rank: int = 0, world: int = 1
+    ) -> None:
+        _check_shares(batch_size, rank, world)
+        indices = list(indices)
+        starts = range(rank * batch_size, len(indices), world * batch_size)
+        self.batches = [indices[start : start + batch_size] for start in starts]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def draw_expressions(
+    samples_of_ref: Sequence[Sequence[int]], seed: Sequence[int], *, shuffle: bool
+) -> list[int]:
+    """Draw one sample of each object.
+
+    Args:
+        samples_of_ref: sample indices of each object, none empty.
+        seed: of the generator.
+        shuffle: whether the objects come in random order too.
+
+    Returns:
+        One sample index an object.
+    """
+    rng = np.random.default_rng(list(seed))
+    objects = len(samples_of_ref)
+    order = rng.permutation(objects) if shuffle else np.arange(objects)
+    counts = np.array([len(samples) for samples in samples_of_ref], np.int64)
+    choice = rng.integers(0, counts)
+    return [samples_of_ref[i][choice[i]] for i in order]
+
+
+def one_expression_per_object(
+    samples_of_ref: Sequence[Sequence[int]], seed: int, epoch: int
+) -> list[int]:
+    """One random expression an object, in order: how the release validates after an epoch."""
+    return draw_expressions(samples_of_ref, [seed, epoch, 1], shuffle=False)
+
+
+def build_loader(
+    dataset: Dataset[Any],
+    batch_sampler: Sampler[list[int]],
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """A loader of the sampler's batches: dicts of stacked tensors.
+
+    Args:
+        dataset: of samples as dicts.
+        batch_sampler: yields lists of sample indices.
+        workers: processes that read and decode; 0 does it in this one.
+        pin_memory: page-locked batches, for faster copies to a GPU.
+
+    Returns:
+        The loader. Workers stay from epoch to epoch.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        # Starting an epoch draws a seed for the workers. Without a generator of its own the
+        # loader would draw it from the model's, and shift the dropout of a resumed run.
+        generator=torch.Generator(),
+    )
+
+
+def _check_shares(batch_size: int, rank: int, world: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, not {batch_size}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world} processes")

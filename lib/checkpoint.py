@@ -1,0 +1,222 @@
+"""Checkpoint files: saving, resuming, and reading what others published."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.config import SWIN_SIZES
+from lib.errors import InputError
+from lib.lavt import LAVT
+
+State = dict[str, Tensor]
+
+# Published BERT dicts hold these; a model without pooler that counts positions itself does not.
+TEXT_LEFTOVERS = ("embeddings.position_ids", "pooler.")
+
+
+def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without running any code in it.
+
+    Only tensors, plain containers, numbers and strings are admitted, and ``argparse.Namespace``,
+    which the release stores its arguments in.
+
+    Raises:
+        InputError: missing, not a checkpoint, damaged, or holding anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: give an existing file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as e:
+        if "Unsupported global" in str(e) or "Unsupported class" in str(e):
+            raise InputError(
+                f"{path} holds more than tensors and plain values and was not opened: "
+                "get the checkpoint from its authors"
+            ) from e
+        raise InputError(f"{path} is damaged or no PyTorch checkpoint: get it again") from e
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        raise InputError(f"{path} is damaged or no PyTorch checkpoint: get it again") from e
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
+    return content
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise InputError(f"{path} is damaged or no safetensors file: get it again") from e
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint whole or not at all: a temporary file, fsync, rename.
+
+    Raises:
+        InputError: the file cannot be written; what stood there before is untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as f:
+            torch.save(content, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
+        partial.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write {path} ({e}): free some space or change --output-dir"
+        ) from e
+
+
+def model_entries(model: LAVT, name: str) -> dict[str, State]:
+    """The model part of a checkpoint, in the published layout of ``name``.
+
+    ``lavt`` keeps BERT apart, {model, bert_model}; ``lavt_one`` is one dictionary, {model}.
+    """
+    state = model.state_dict()
+    if name != "lavt":
+        return {"model": state}
+    text = "text_encoder."
+    return {
+        "model": {k: v for k, v in state.items() if not k.startswith(text)},
+        "bert_model": {k.removeprefix(text): v for k, v in state.items() if k.startswith(text)},
+    }
+
+
+def published_state(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
+    """One flat state dict from any published layout.
+
+    {model, bert_model}, {model} with text inside, or a bare state dict; with or without
+    ``module.`` prefixes, BERT's pooler and ``position_ids``.
+
+    Raises:
+        InputError: there are no weights in it, or the text encoder's are missing.
+    """
+    state = content.get("model", content)
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{path} holds no model weights: give a checkpoint of train.py or LAVT's")
+    state = {k.removeprefix("module."): v for k, v in state.items()}
+    for key, value in content.get("bert_model", {}).items():
+        state["text_encoder." + key.removeprefix("module.")] = value
+    if not any(k.startswith("text_encoder.") for k in state):
+        raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
+    leftovers = tuple("text_encoder." + part for part in TEXT_LEFTOVERS)
+    return {k: v for k, v in state.items() if not k.startswith(leftovers)}
+
+
+def load_model(model: nn.Module, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Fill ``model`` with a checkpoint's weights, strictly.
+
+    Args:
+        model: built by :func:`lib.segmentation.build_model`, not wrapped.
+        content: of :func:`read_file`.
+        path: where it came from, for messages.
+
+    Raises:
+        InputError: a name or shape differs; the message says which options would fit.
+    """
+    state = published_state(content, path)
+    own = model.state_dict()
+    wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
+    if wrong or missing or extra:
+        asked, held = describe(own), describe(state)
+        differ = [k for k in held if held[k] != asked[k]]
+        if differ:
+            fit = " ".join(_option(k, held[k]) for k in differ)
+            raise InputError(f"{path} is of another model than asked for; it would fit: {fit}")
+        example = sorted(wrong or missing or extra)[0]
+        raise InputError(
+            f"{path} does not fit: {len(missing)} weights missing, {len(extra)} unknown, "
+            f"{len(wrong)} of another shape, like {example}"
+        )
+    model.load_state_dict(state)
+
+
+def load_training(
+    content: dict[str, Any],
+    path: str | os.PathLike[str],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """Continue optimizer and schedule from a checkpoint.
+
+    Raises:
+        InputError: it holds weights only, or its optimizer's groups are of other parameters.
+    """
+    missing = [k for k in ("optimizer", "lr_scheduler", "epoch") if k not in content]
+    if missing:
+        raise InputError(f"{path} holds no {missing[0]}: it can be tested, not resumed")
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+        scheduler.load_state_dict(content["lr_scheduler"])
+    except (ValueError, KeyError) as e:
+        raise InputError(
+            f"the training state in {path} does not fit ({e}): resume with the options "
+            "(--model, --swin_type, --lang_layers) that the run was started with"
+        ) from e
+
+
+def describe(state: State) -> dict[str, Any]:
+    """What a state dict's names and shapes tell of its model; None for what they do not."""
+
+    def shape(key: str, axis: int) -> int | None:
+        return state[key].shape[axis] if key in state and state[key].ndim > axis else None
+
+    width = shape("backbone.patch_embed.proj.weight", 0)
+    depths = [
+        len({k.split(".")[4] for k in state if k.startswith(f"backbone.layers.{i}.blocks.")})
+        for i in range(4)
+    ]
+    types = [
+        name
+        for name, size in SWIN_SIZES.items()
+        if size.embed_dim == width and list(size.depths) == depths
+    ]
+    table = shape("backbone.layers.0.blocks.0.attn.relative_position_bias_table", 0)
+    layers = {k.split(".")[3] for k in state if k.startswith("text_encoder.encoder.layer.")}
+    return {
+        "swin_type": types[0] if types else None,
+        "window": (int(table**0.5) + 1) // 2 if table else None,
+        "ape": shape("backbone.absolute_pos_embed", 2) or 0,
+        "text_width": shape("text_encoder.embeddings.word_embeddings.weight", 1),
+        "text_layers": len(layers),
+        "vocabulary": shape("text_encoder.embeddings.word_embeddings.weight", 0),
+    }
+
+
+def _option(key: str, value: Any) -> str:
+    if key == "window":
+        return "--window12" if value == 12 else f"window {value} (no --window12)"
+    if key == "ape":
+        return f"--ape {value}"
+    if key in ("text_width", "text_layers", "vocabulary"):
+        return f"--ck_bert and --bert_tokenizer with {key.replace('_', ' ')} {value}"
+    return f"--{key} {value}"

@@ -1,0 +1,122 @@
+"""IoU metrics of referring segmentation, from exact integer counts (LAVT, Sec. 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def intersection_union(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixel counts of each sample.
+
+    Args:
+        pred, target: (B, H, W), non-zero = object.
+
+    Returns:
+        Intersection and union, (B,) int64 each: exact for any size.
+    """
+    pred, target = pred.flatten(1) != 0, target.flatten(1) != 0
+    return (pred & target).sum(1), (pred | target).sum(1)
+
+
+def sample_iou(inter: np.ndarray, union: np.ndarray) -> np.ndarray:
+    """I / U of each sample, (N,) float64; 0 where the union is empty."""
+    return np.divide(inter, union, out=np.zeros(len(inter)), where=union > 0)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a paper's table row holds, in percent.
+
+    Attributes:
+        mIoU: mean of the samples' IoUs.
+        oIoU: sum of intersections over sum of unions; nan where every union is empty.
+        precision: share of samples with an IoU of at least K, by K.
+        samples: number of samples.
+        intersection, union: sums, pixels.
+    """
+
+    mIoU: float
+    oIoU: float
+    precision: dict[str, float]
+    samples: int
+    intersection: int
+    union: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers for JSON; a nan oIoU becomes None."""
+        out = asdict(self)
+        if np.isnan(self.oIoU):
+            out["oIoU"] = None
+        return out
+
+    def release_text(self) -> str:
+        """The lines that the release prints, to the character."""
+        lines = [f"    precision@{k} = {v:.2f}" for k, v in self.precision.items()]
+        lines.append(f"    overall IoU = {self.oIoU:.2f}")
+        return f"Final results:\nMean IoU is {self.mIoU:.2f}\n\n" + "\n".join(lines) + "\n"
+
+
+def summarise(inter: np.ndarray | Tensor, union: np.ndarray | Tensor) -> Metrics:
+    """Metrics of a split.
+
+    Args:
+        inter: (N,) integer, intersection of each sample, pixels.
+        union: (N,) integer, union of each sample, pixels.
+
+    Returns:
+        The metrics, in percent.
+
+    Raises:
+        ValueError: no samples, or the shapes differ.
+    """
+    inter, union = np.asarray(inter, dtype=np.int64), np.asarray(union, dtype=np.int64)
+    if inter.shape != union.shape or inter.ndim != 1 or not len(inter):
+        raise ValueError(f"need two (N,) arrays, N > 0: got {inter.shape} and {union.shape}")
+    iou = sample_iou(inter, union)
+    total_inter, total_union = int(inter.sum()), int(union.sum())
+    return Metrics(
+        mIoU=100 * float(iou.mean()),
+        oIoU=100 * total_inter / total_union if total_union else float("nan"),
+        precision={str(k): 100 * float((iou >= k).mean()) for k in PRECISION_AT},
+        samples=len(iou),
+        intersection=total_inter,
+        union=total_union,
+    )
+
+
+class Counts:
+    """Intersection, union and visits of every sample of a data set, added up across processes.
+
+    A process fills in its own samples; summing the tables of all processes gives the table of
+    the whole split, exactly and in the data set's order.
+
+    Args:
+        size: number of samples of the data set.
+        device: where to count.
+    """
+
+    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
+        self.table = torch.zeros(size, 3, dtype=torch.int64, device=device)
+
+    def add(self, index: Tensor, pred: Tensor, target: Tensor) -> None:
+        """Count a batch: index (B,) positions in the data set, pred and target (B, H, W)."""
+        inter, union = intersection_union(pred, target)
+        self.table.index_add_(0, index, torch.stack([inter, union, torch.ones_like(inter)], dim=1))
+
+    def of(self, expected: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Intersection and union of the samples that were to be evaluated, in that order.
+
+        Raises:
+            RuntimeError: a sample was evaluated more or less than once, or one not asked for was.
+        """
+        table = self.table.cpu().numpy()
+        if not (table[expected, 2] == 1).all() or table[:, 2].sum() != len(expected):
+            raise RuntimeError("evaluation did not visit each sample exactly once")
+        return table[expected, 0], table[expected, 1]

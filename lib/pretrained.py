@@ -1,0 +1,112 @@
+"""ImageNet Swin weights into the multi-modal backbone, from the layouts people have them in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.backbone import MultiModalSwin
+from lib.checkpoint import read_file
+from lib.errors import InputError
+
+# Of a classifier, or recomputed by us: known, and not needed.
+DROPPED = re.compile(r"(head|norm)\.|.*\.(attn_mask|relative_position_index)$")
+# Ours alone: ImageNet Swin has none of these.
+FRESH = re.compile(r".*\.(fusion|res_gate)\.|norm\d\.|absolute_pos_embed$")
+
+
+def load_swin_weights(backbone: MultiModalSwin, source: str) -> str:
+    """Fill the Swin part of ``backbone``; PWAM, gates and output norms stay fresh.
+
+    Args:
+        backbone: the module to fill.
+        source: a file in the official layout ({'model': …} or bare, .pth or .safetensors) or in
+            timm's, or the name of a timm model (needs the network).
+
+    Returns:
+        One line: what was loaded, resized and left out.
+
+    Raises:
+        InputError: no such file, an unknown weight, a missing one, or one of another shape.
+    """
+    state = _read(source)
+    content = state.get("model", state)
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{source} holds no Swin weights")
+    state = _official_names(dict(content))
+    dropped = sorted(k for k in state if DROPPED.match(k))
+    state = {k: v for k, v in state.items() if k not in dropped}
+
+    own = {k: v for k, v in backbone.state_dict().items() if not DROPPED.match(k)}
+    missing = [k for k in own if k not in state and not FRESH.match(k)]
+    unknown = [k for k in state if k not in own]
+    if missing or unknown:
+        raise InputError(
+            f"{source} does not fit this Swin: {len(missing)} weights missing {missing[:2]}, "
+            f"{len(unknown)} unknown {unknown[:2]}: choose the --swin_type it was made for"
+        )
+    resized = [k for k, v in state.items() if v.shape != own[k].shape]
+    for key in resized:
+        state[key] = _resize(key, state[key], own[key], source)
+    backbone.load_state_dict(state, strict=False)
+    kinds = sorted({re.sub(r".*\.(?=attn_mask|relative)|\..*", "", k) for k in dropped})
+    return (
+        f"Swin weights of {source}: {len(state)} loaded, {len(resized)} of them resized, "
+        f"{len(dropped)} left out ({', '.join(kinds)}), {len(own) - len(state)} of ours stay fresh"
+    )
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    path = Path(source)
+    if path.is_file() or path.suffix or len(path.parts) > 1:
+        return read_file(path)
+    import timm
+
+    if source not in timm.list_models():
+        raise InputError(
+            f"--pretrained_swin_weights {source}: neither a file nor a model known to timm"
+        )
+    try:
+        return timm.create_model(source, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as e:
+        raise InputError(
+            f"timm could not download {source}: give a file by --pretrained_swin_weights"
+        ) from e
+
+
+def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm keeps patch merging at the head of the next stage; the official release at the tail."""
+    if any(k.startswith("layers.0.downsample.") for k in state):
+        return state
+
+    def rename(key: str) -> str:
+        match = re.match(r"layers\.(\d+)\.downsample\.(.*)", key)
+        return f"layers.{int(match[1]) - 1}.downsample.{match[2]}" if match else key
+
+    return {rename(k): v for k, v in state.items()}
+
+
+def _resize(key: str, value: Tensor, own: Tensor, source: str) -> Tensor:
+    """Bicubic resize of a bias table or a position embedding to our size."""
+    if key.endswith("relative_position_bias_table") and value.shape[1] == own.shape[1]:
+        side, new = round(value.shape[0] ** 0.5), round(own.shape[0] ** 0.5)
+        grid = value.float().T.reshape(1, -1, side, side)
+        return _bicubic(grid, new).flatten(2)[0].T.to(value.dtype)
+    if key == "absolute_pos_embed" and value.ndim == 3 and value.shape[2] == own.shape[1]:
+        side = round(value.shape[1] ** 0.5)
+        grid = value.float().transpose(1, 2).reshape(1, -1, side, side)
+        return _bicubic(grid, own.shape[-1]).to(value.dtype)
+    raise InputError(
+        f"{source} does not fit this Swin: {key} is {tuple(value.shape)}, not {tuple(own.shape)}: "
+        "choose the --swin_type it was made for"
+    )
+
+
+def _bicubic(grid: Tensor, side: int) -> Tensor:
+    with torch.no_grad():
+        return F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)

@@ -1,0 +1,5 @@
+"""The REFER data API: referring expressions over COCO images."""
+
+from refer.refer import REFER
+
+__all__ = ["REFER"]

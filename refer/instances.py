@@ -1,0 +1,78 @@
+"""Read and check `instances.json` (COCO's layout)."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+from lib.errors import InputError
+
+Record = dict[str, Any]
+
+MAX_PIXELS = 100_000_000  # of one image; COCO's have 0.4 million
+
+
+def load_instances(path: str | Path) -> dict[str, list[Record]]:
+    """Load images, annotations and categories.
+
+    Args:
+        path: the JSON file.
+
+    Returns:
+        {'images', 'annotations', 'categories'}: lists of dicts, whose ids, sizes (pixels)
+        and file names have been checked; segmentations are checked when they are drawn.
+
+    Raises:
+        InputError: missing, not JSON, or a record without its fields.
+    """
+    path = Path(path)
+    content = _read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not an object with 'images' and 'annotations'")
+    tables = {}
+    for table in ("images", "annotations", "categories"):
+        records = content.get(table, [] if table == "categories" else None)
+        if not isinstance(records, list):
+            raise InputError(f"{path}: has no list '{table}'; see refer/README.md")
+        tables[table] = records
+    for image in tables["images"]:
+        _check(image, {"id": int, "file_name": str, "width": int, "height": int}, "image", path)
+        if not 0 < image["width"] * image["height"] <= MAX_PIXELS or image["width"] < 0:
+            raise InputError(
+                f"{path}: image {image['id']} has a size of {image['width']}x{image['height']}"
+            )
+    for annotation in tables["annotations"]:
+        _check(annotation, {"id": int, "image_id": int}, "annotation", path)
+    for category in tables["categories"]:
+        _check(category, {"id": int, "name": str}, "category", path)
+    return tables
+
+
+def _read_json(path: Path) -> Any:
+    # Each of the millions of new lists could start a collection; none of them is garbage.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); see refer/README.md") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise InputError(
+            f"{path}: not readable JSON ({type(error).__name__}: {str(error)[:100]}); "
+            "get the file again, see refer/README.md"
+        ) from None
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _check(record: Any, fields: dict[str, type], what: str, path: Path) -> None:
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: an {what} is a {type(record).__name__}, not an object")
+    for key, kind in fields.items():
+        if type(record.get(key)) is not kind:
+            raise InputError(
+                f"{path}: {what} {str(record.get('id'))[:20]} has no {kind.__name__} '{key}'"
+            )

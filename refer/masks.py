@@ -1,0 +1,98 @@
+"""Draw COCO segmentations: polygons, uncompressed and compressed run lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from lib.errors import InputError
+
+UInt8Array = npt.NDArray[np.uint8]
+
+MAX_OUTLINE = 2_000_000  # pixels along one polygon; the rasteriser's memory grows with it
+
+
+def draw_components(segmentation: Any, height: int, width: int, where: str) -> UInt8Array:
+    """Count, for each pixel, the components of an object that cover it.
+
+    Args:
+        segmentation: COCO's: a list of polygons [x0, y0, x1, y1, ...] in pixels, a run-length
+            object {'size': [h, w], 'counts': list, str or bytes}, or a list of these.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        where: what is drawn, for error messages.
+
+    Returns:
+        (height, width) uint8; counts above 255 stay at 255.
+
+    Raises:
+        InputError: nothing to draw, or a component that is not valid.
+    """
+    components = [segmentation] if isinstance(segmentation, dict) else segmentation
+    if not isinstance(components, list) or not components:
+        raise InputError(f"{where} has no polygons; see refer/README.md for how to check the files")
+    total = np.zeros((height, width), np.uint8)
+    for component in components:
+        drawn = (
+            _draw_runs(component, height, width, where)
+            if isinstance(component, dict)
+            else _draw_polygon(component, height, width, where)
+        )
+        total += drawn & (total < 255)
+    return total
+
+
+def _draw_polygon(points: Any, height: int, width: int, where: str) -> UInt8Array:
+    try:
+        xy = np.asarray(points, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{where}: a polygon is not a list of numbers") from None
+    if xy.ndim != 1 or xy.size < 4 or xy.size % 2:
+        raise InputError(f"{where}: a polygon of {xy.size} numbers, pairs of x and y are needed")
+    corners = xy.reshape(-1, 2)
+    sides = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1)
+    if not sides.sum() + np.abs(xy).max() <= MAX_OUTLINE:  # also catches nan
+        raise InputError(f"{where}: a polygon with corners far outside the picture")
+    if xy.size < 6:  # two points enclose nothing, and pycocotools takes four numbers for a box
+        return np.zeros((height, width), np.uint8)
+    return coco_mask.decode(coco_mask.frPyObjects([xy.tolist()], height, width)[0])
+
+
+def _draw_runs(rle: dict[str, Any], height: int, width: int, where: str) -> UInt8Array:
+    """Decode run lengths in Python: pycocotools writes past its buffer for bad counts."""
+    counts = rle.get("counts")
+    if isinstance(counts, str | bytes):
+        counts = _unpack_counts(counts if isinstance(counts, bytes) else counts.encode(), where)
+    valid = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+    if not valid or rle.get("size", [height, width]) not in ([height, width], (height, width)):
+        raise InputError(f"{where}: run lengths that do not fit a {width}x{height} picture")
+    if sum(counts) != height * width:
+        raise InputError(
+            f"{where}: run lengths of {sum(counts)} pixels for a {width}x{height} picture"
+        )
+    values = (np.arange(len(counts)) & 1).astype(np.uint8)  # runs of 0 and 1 take turns
+    return np.repeat(values, counts).reshape(width, height).T  # column by column
+
+
+def _unpack_counts(packed: bytes, where: str) -> list[int]:
+    """Undo COCO's compression: 5 bits a character, differences to the run before the last."""
+    counts: list[int] = []
+    value = shift = 0
+    for byte in packed:
+        bits = byte - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise InputError(f"{where}: damaged run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:  # more to come
+            continue
+        if bits & 16:  # negative
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise InputError(f"{where}: damaged run lengths")
+    return counts

@@ -1,0 +1,381 @@
+"""The REFER data API: which sentence refers to which object of which image.
+
+Written afresh for the file layout in refer/README.md; the class, its methods and attributes
+have the names that code for these data sets expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data.images import open_rgb
+from lib.errors import InputError
+from refer.instances import Record, load_instances
+from refer.masks import draw_components
+from refer.pickles import Ref, load_refs
+
+DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
+COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014")
+REFCLEF_FOLDER = "images/saiapr_tc-12"
+HELP = "see refer/README.md"
+
+Ids = int | Iterable[int]
+
+
+class REFER:
+    """References of one data set, indexed.
+
+    Args:
+        data_root: folder with the data sets' folders.
+        dataset: refcoco, refcoco+, refcocog, refclef, or another folder of the same layout.
+        splitBy: who made the splits: unc, umd, google, berkeley; names the pickle.
+        image_root: folder of the images, or the one above `train2014`; by default
+            the first of `COCO_FOLDERS` that exists under `data_root`.
+
+    Attributes:
+        data: {'dataset', 'refs', 'images', 'annotations', 'categories'} as read.
+        Refs, Anns, Imgs: record by id. Cats: name by id.
+        Sents: sentence record by sent_id.
+        imgToRefs, imgToAnns: lists by image_id. catToRefs: lists by category_id.
+        refToAnn: annotation by ref_id. annToRef: reference by ann_id (the last one).
+        sentToRef, sentToTokens: by sent_id.
+        IMAGE_DIR: folder of the images.
+
+    Raises:
+        InputError: a file is missing or damaged, or a reference has no annotation or image.
+    """
+
+    def __init__(
+        self,
+        data_root: str | Path,
+        dataset: str = "refcoco",
+        splitBy: str = "unc",
+        image_root: str | Path | None = None,
+    ) -> None:
+        self.ROOT_DIR = Path(data_root)
+        self.DATA_DIR = _dataset_folder(self.ROOT_DIR, dataset)
+        self.dataset = dataset
+        self.splitBy = splitBy
+        self.IMAGE_DIR = _image_folder(self.ROOT_DIR, dataset, image_root)
+        pickle_path = _refs_pickle(self.DATA_DIR, splitBy)
+        instances_path = self.DATA_DIR / "instances.json"
+        if not instances_path.is_file():
+            raise InputError(f"{instances_path} does not exist; {HELP}")
+        refs = load_refs(pickle_path)
+        self.data: dict[str, Any] = {
+            "dataset": dataset,
+            "refs": refs,
+            **load_instances(instances_path),
+        }
+        self._index_instances(instances_path)
+        self._index_refs(refs, pickle_path)
+
+    def __repr__(self) -> str:
+        return f"{self.dataset}({self.splitBy})"
+
+    def _index_instances(self, path: Path) -> None:
+        self.Imgs = _by_id(self.data["images"], "id", "image", path)
+        self.Anns = _by_id(self.data["annotations"], "id", "annotation", path)
+        self.Cats: dict[int, str] = {c["id"]: c["name"] for c in self.data["categories"]}
+        self.imgToAnns: dict[int, list[Record]] = {}
+        for ann in self.data["annotations"]:
+            self.imgToAnns.setdefault(ann["image_id"], []).append(ann)
+
+    def _index_refs(self, refs: list[Ref], path: Path) -> None:
+        self.Refs = _by_id(refs, "ref_id", "reference", path)
+        self.imgToRefs: dict[int, list[Ref]] = {}
+        self.catToRefs: dict[int, list[Ref]] = {}
+        self.refToAnn: dict[int, Record] = {}
+        self.annToRef: dict[int, Ref] = {}
+        self.Sents: dict[int, Record] = {}
+        self.sentToRef: dict[int, Ref] = {}
+        self.sentToTokens: dict[int, list[str]] = {}
+        for ref in refs:
+            ann = self.Anns.get(ref["ann_id"])
+            if ann is None:
+                raise InputError(
+                    f"{path}: reference {ref['ref_id']} is of annotation {ref['ann_id']}, which "
+                    f"{self.DATA_DIR / 'instances.json'} does not have; {HELP}"
+                )
+            if ref["image_id"] not in self.Imgs:
+                raise InputError(
+                    f"{path}: reference {ref['ref_id']} is in image {ref['image_id']}, which "
+                    f"{self.DATA_DIR / 'instances.json'} does not have; {HELP}"
+                )
+            self.imgToRefs.setdefault(ref["image_id"], []).append(ref)
+            self.catToRefs.setdefault(ref["category_id"], []).append(ref)
+            self.refToAnn[ref["ref_id"]] = ann
+            self.annToRef[ref["ann_id"]] = ref
+            for sentence in ref["sentences"]:
+                sent_id = sentence["sent_id"]
+                self.Sents[sent_id] = sentence
+                self.sentToRef[sent_id] = ref
+                self.sentToTokens[sent_id] = sentence["tokens"]
+
+    def splits(self) -> list[str]:
+        """Names that `getRefIds(split=...)` takes here, in the order train, val, test."""
+        labels = {ref["split"] for ref in self.data["refs"]}
+        names = {label for label in labels if "test" not in label}
+        tests = [label for label in labels if "test" in label]
+        letters = {letter for label in tests for letter in label.partition("test")[2]}
+        names |= {f"test{letter}" for letter in letters} or ({"test"} if tests else set())
+        order = {"train": 0, "val": 1}
+        return sorted(names, key=lambda name: (order.get(name, 2), name))
+
+    def getRefIds(
+        self,
+        image_ids: Ids = (),
+        cat_ids: Ids = (),
+        ref_ids: Ids = (),
+        split: str = "",
+    ) -> list[int]:
+        """Ids of the references that meet every given condition, in the pickle's order.
+
+        Args:
+            image_ids: of these images.
+            cat_ids: of these categories.
+            ref_ids: among these.
+            split: '' for all; 'testA' means the letter A occurs in the reference's split
+                ('testAB' is in both), 'test' that it contains 'test', all else equality.
+
+        Returns:
+            List of ref_id.
+
+        Raises:
+            InputError: the data set has no reference in this split.
+        """
+        refs: list[Ref] = self.data["refs"]
+        if split:
+            refs = [ref for ref in refs if in_split(ref["split"], split)]
+            if not refs:
+                raise InputError(
+                    f"{self!r} has no split '{split}'; choose from {', '.join(self.splits())}"
+                )
+        images, cats, among = _ids(image_ids), _ids(cat_ids), _ids(ref_ids)
+        if images and not split:
+            refs = [ref for image in images for ref in self.imgToRefs.get(image, [])]
+        wanted = {"image_id": set(images), "category_id": set(cats), "ref_id": set(among)}
+        for key, values in wanted.items():
+            if values:
+                refs = [ref for ref in refs if ref[key] in values]
+        return [ref["ref_id"] for ref in refs]
+
+    def getAnnIds(self, image_ids: Ids = (), cat_ids: Ids = (), ref_ids: Ids = ()) -> list[int]:
+        """Ids of the annotations of the given images, categories and references."""
+        images, cats, refs = _ids(image_ids), set(_ids(cat_ids)), _ids(ref_ids)
+        anns: list[Record] = self.data["annotations"]
+        if images:
+            anns = [ann for image in images for ann in self.imgToAnns.get(image, [])]
+        if cats:
+            anns = [ann for ann in anns if ann.get("category_id") in cats]
+        if refs:
+            referred = {self._get(self.Refs, ref, "ref_id")["ann_id"] for ref in refs}
+            anns = [ann for ann in anns if ann["id"] in referred]
+        return [ann["id"] for ann in anns]
+
+    def getImgIds(self, ref_ids: Ids = ()) -> list[int]:
+        """Ids of the images of the given references, each once; of all images by default."""
+        refs = _ids(ref_ids)
+        if not refs:
+            return list(self.Imgs)
+        return list(dict.fromkeys(self._get(self.Refs, ref, "ref_id")["image_id"] for ref in refs))
+
+    def getCatIds(self) -> list[int]:
+        """Ids of the categories."""
+        return list(self.Cats)
+
+    def loadRefs(self, ref_ids: Ids | None = None) -> list[Ref]:
+        """References by ref_id; all of them by default."""
+        return self._load(self.Refs, ref_ids, "ref_id")
+
+    def loadAnns(self, ann_ids: Ids | None = None) -> list[Record]:
+        """Annotations by id; all of them by default."""
+        return self._load(self.Anns, ann_ids, "ann_id")
+
+    def loadImgs(self, image_ids: Ids | None = None) -> list[Record]:
+        """Image records by id; all of them by default."""
+        return self._load(self.Imgs, image_ids, "image_id")
+
+    def loadCats(self, cat_ids: Ids | None = None) -> list[str]:
+        """Category names by id; all of them by default."""
+        return self._load(self.Cats, cat_ids, "category_id")
+
+    def getRefBox(self, ref_id: int) -> list[float]:
+        """Bounding box [x, y, width, height] of a reference's object, pixels."""
+        ann = self.refToAnn[self._get(self.Refs, ref_id, "ref_id")["ref_id"]]
+        if "bbox" in ann:
+            return list(ann["bbox"])
+        ys, xs = np.nonzero(self.getMask(self.Refs[ref_id])["mask"])
+        if not len(xs):
+            return [0.0, 0.0, 0.0, 0.0]
+        x, y = float(xs.min()), float(ys.min())
+        return [x, y, float(xs.max()) - x + 1, float(ys.max()) - y + 1]
+
+    def getMask(self, ref: Ref) -> dict[str, Any]:
+        """Draw a reference's object.
+
+        Args:
+            ref: from `loadRefs`.
+
+        Returns:
+            {'mask': (H, W) uint8, the number of the object's components that cover each
+            pixel (above 1 where components overlap), 'area': their areas' sum, pixels}.
+
+        Raises:
+            InputError: the annotation has no polygons, or damaged ones.
+        """
+        image = self.Imgs[ref["image_id"]]
+        where = f"{self!r}: annotation {ref['ann_id']} of reference {ref['ref_id']}"
+        segmentation = self.refToAnn[ref["ref_id"]].get("segmentation")
+        mask = draw_components(segmentation, image["height"], image["width"], where)
+        return {"mask": mask, "area": int(mask.sum())}
+
+    def image_path(self, image_id: int) -> Path:
+        """Where an image's file is expected.
+
+        Raises:
+            InputError: the file's name leads out of the image folder.
+        """
+        name = self._get(self.Imgs, image_id, "image_id")["file_name"]
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        unsafe = not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name
+        if unsafe:
+            raise InputError(
+                f"{self.DATA_DIR / 'instances.json'}: the file name {name[:80]!r} of image "
+                f"{image_id} leads out of the image folder"
+            )
+        return self.IMAGE_DIR / name
+
+    def open_image(self, image_id: int) -> Image.Image:
+        """Open an image as RGB.
+
+        Raises:
+            InputError: missing, damaged or too large; says where it was looked for.
+        """
+        path = self.image_path(image_id)
+        if not path.is_file():
+            raise InputError(self.missing_image(path))
+        return open_rgb(path)
+
+    def missing_image(self, path: Path) -> str:
+        """One line on a missing image: its folder's absence explains all of them."""
+        if not self.IMAGE_DIR.is_dir():
+            return (
+                f"image folder {self.IMAGE_DIR} of {self!r} does not exist; put the images there "
+                f"or name their folder with --image_root, {HELP}"
+            )
+        return f"image {path} of {self!r} does not exist; {HELP}"
+
+    def showRef(self, ref: Ref, seg_box: str = "seg") -> Image.Image:
+        """Draw a reference on its image.
+
+        Args:
+            ref: from `loadRefs`.
+            seg_box: 'seg' tints the object, 'box' draws its bounding box.
+
+        Returns:
+            A new RGB picture at the image's own size, the sentences written below it.
+        """
+        picture = self.open_image(ref["image_id"])
+        if seg_box == "box":
+            x, y, width, height = self.getRefBox(ref["ref_id"])
+            draw = ImageDraw.Draw(picture)
+            draw.rectangle((x, y, x + width, y + height), outline=(0, 255, 0), width=3)
+        else:
+            picture = _tint(picture, self.getMask(ref)["mask"])
+        lines = [f"{i}. {s['sent']}" for i, s in enumerate(ref["sentences"], start=1)]
+        return _caption(picture, lines)
+
+    def showMask(self, ref: Ref) -> Image.Image:
+        """Draw a reference's mask over its image, without the sentences."""
+        return _tint(self.open_image(ref["image_id"]), self.getMask(ref)["mask"])
+
+    def _get(self, table: dict[int, Any], key: int, what: str) -> Any:
+        if key not in table:
+            raise InputError(f"{self!r} has no {what} {key}")
+        return table[key]
+
+    def _load(self, table: dict[int, Any], ids: Ids | None, what: str) -> list[Any]:
+        if ids is None:
+            return list(table.values())
+        return [self._get(table, key, what) for key in _ids(ids)]
+
+
+def in_split(label: str, split: str) -> bool:
+    """Whether a reference labelled `label` belongs to `split` (see `REFER.getRefIds`)."""
+    if split == "test":
+        return "test" in label
+    if split.startswith("test"):
+        return all(letter in label.partition("test")[2] for letter in split[len("test") :])
+    return label == split
+
+
+def _ids(ids: Ids) -> Sequence[int]:
+    return [ids] if isinstance(ids, int) else list(ids)
+
+
+def _by_id(records: list[Record], key: str, what: str, path: Path) -> dict[int, Record]:
+    table = {record[key]: record for record in records}
+    if len(table) < len(records):
+        for record in records:  # the same record twice does no harm
+            if table[record[key]] != record:
+                raise InputError(f"{path}: two different {what}s have the id {record[key]}")
+    return table
+
+
+def _dataset_folder(root: Path, dataset: str) -> Path:
+    plain = dataset not in ("", ".", "..") and not set("/\\\0") & set(dataset)
+    if plain and (root / dataset).is_dir():
+        return root / dataset
+    if not plain or dataset not in DATASETS:
+        raise InputError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}")
+    if not root.is_dir():
+        raise InputError(f"data folder {root} does not exist (--refer_data_root); {HELP}")
+    raise InputError(f"data folder {root} has no folder '{dataset}'; {HELP}")
+
+
+def _refs_pickle(folder: Path, split_by: str) -> Path:
+    path = folder / f"refs({split_by}).p"
+    there = sorted(file.name[5:-3] for file in folder.glob("refs(*).p"))
+    if split_by not in there:
+        choice = f"there is {', '.join(there)} (--splitBy)" if there else "there is none at all"
+        raise InputError(f"{path} does not exist; {choice}, {HELP}")
+    return path
+
+
+def _image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Path:
+    """The given folder, or its train2014, or the first usual one under the root."""
+    if image_root is not None:
+        given = Path(image_root)
+        if not given.is_dir():
+            raise InputError(f"image folder {given} does not exist (--image_root); {HELP}")
+        inner = given / "train2014"
+        return inner if dataset != "refclef" and inner.is_dir() else given
+    if dataset == "refclef":
+        return root / REFCLEF_FOLDER
+    candidates = [root / folder for folder in COCO_FOLDERS]
+    return next((folder for folder in candidates if folder.is_dir()), candidates[0])
+
+
+def _tint(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    alpha = Image.fromarray((mask > 0).astype(np.uint8) * 128)
+    if alpha.size != picture.size:  # the polygons' coordinates are of the annotated size
+        alpha = alpha.resize(picture.size, Image.Resampling.NEAREST)
+    green = Image.new("RGB", picture.size, (0, 255, 0))
+    return Image.composite(green, picture, alpha)
+
+
+def _caption(picture: Image.Image, lines: list[str]) -> Image.Image:
+    line_height = 14
+    sheet = Image.new("RGB", (picture.width, picture.height + line_height * len(lines) + 4), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for i, line in enumerate(lines):
+        printable = line.encode("latin-1", "replace").decode("latin-1")  # PIL's own font
+        draw.text((4, picture.height + 2 + i * line_height), printable, fill="black")
+    return sheet

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import SWIN_SIZES
-from lib.engine import AMP_DTYPES
+from lib.engine import AMP
 from lib.errors import InputError
 from lib.losses import LOSSES
 from lib.optim import PUBLISHED_LANG_LAYERS
@@ -72,7 +72,7 @@ def common_parser(description: str) -> Parser:
     run.add_argument("--resume", default="", help="checkpoint: train continues, test loads")
     run.add_argument("--device", default="cuda:0", help="the CPU is used where there is no CUDA")
     run.add_argument("--print-freq", type=int, default=10, help="steps between log lines")
-    run.add_argument("--amp", default="off", choices=list(AMP_DTYPES), help="mixed precision")
+    run.add_argument("--amp", default="off", choices=AMP, help="mixed precision")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
     train = p.add_argument_group("training")
@@ -111,6 +111,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     g.add_argument("--val_split", default="val", help="split evaluated while training")
     g.add_argument("--val_expressions", choices=("one", "all"), default="one", help="per object")
     g.add_argument("--eval_every", type=int, default=1, metavar="N", help="epochs")
+    g.add_argument(
+        "--stop_after", type=int, default=0, metavar="N", help="stop after N epochs, to resume later"
+    )
     g.add_argument("--text_from_scratch", action="store_true", help="load no BERT weights")
     args = p.parse_args(argv)
     args.window = (
@@ -153,7 +156,7 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _check(args: argparse.Namespace) -> None:
     """Refuse values that would only fail later."""
     positive = ("batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every")
-    not_negative = ("workers", "weight_decay", "ape", "seed", "lang_layers")
+    not_negative = ("workers", "weight_decay", "ape", "seed", "lang_layers", "stop_after")
     for name in positive + not_negative:
         value = getattr(args, name, None)
         low = 0 if name in not_negative else None
@@ -182,3 +185,76 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "ape_grid": args.ape,
         "text_dropout": dropout,
     }
+
+
+def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of demo_inference.py, checked.
+
+    Raises:
+        InputError: naming the option and what it takes.
+    """
+    p = common_parser("Cut out of a photo what a sentence refers to.")
+    p.prog = "demo_inference.py"
+    g = p.add_argument_group("photos and sentences")
+    g.add_argument("--image", default="", help="a photo, or a folder of photos")
+    g.add_argument("--sentence", nargs="+", default=[], help="one or more, for every photo")
+    g.add_argument(
+        "--list",
+        default="",
+        metavar="JSON",
+        help='instead of both: [{"image": PATH, "sentence": TEXT or [TEXT, ...]}, ...], '
+        "paths relative to the file",
+    )
+    g.add_argument(
+        "--output", default="./demo/", help="a picture file for one overlay, otherwise a folder"
+    )
+    g.add_argument("--caption", action="store_true", help="write the sentence below the overlay")
+    g.add_argument("--mask", action="store_true", help="also X.mask.png, 8 bits: 0 or 255")
+    g.add_argument("--rle", action="store_true", help="also X.rle.json, COCO's compressed RLE")
+    g.add_argument(
+        "--prob", action="store_true", help="also X.prob.png, 16 bits: 65535 is certainly inside"
+    )
+    args = p.parse_args(argv)
+    args.window = 12 if args.window12 else 7
+    example = (
+        'python demo_inference.py --image photo.jpg --sentence "the dog on the left" '
+        "--resume ./checkpoints/refcoco.pth --output ./demo/"
+    )
+    if args.list and (args.image or args.sentence):
+        raise InputError("--list names photos and sentences itself: leave out --image, --sentence")
+    if not args.list and not args.image:
+        raise InputError(f"--image is missing: give a photo or a folder, like {example}")
+    if not args.list and not args.sentence:
+        raise InputError(f"--sentence is missing: say what to cut out, like {example}")
+    if not args.resume:
+        raise InputError(f"--resume is missing: give the trained checkpoint, like {example}")
+    _check(args)
+    return args
+
+
+def parse_report(
+    argv: Sequence[str] | None = None, evaluated: dict[str, Any] | None = None
+) -> argparse.Namespace:
+    """Arguments of tools.quickstart_report, checked; ``splits`` is the list of ``--split``.
+
+    Args:
+        argv: the command line; None for the process' own.
+        evaluated: the arguments that test.py wrote into its results, as defaults.
+
+    Raises:
+        InputError: naming the option and what it takes.
+    """
+    p = common_parser("Print an evaluation's tables and draw some of its predictions.")
+    p.prog = "python -m tools.quickstart_report"
+    p.set_defaults(**(evaluated or {}))
+    g = p.add_argument_group("report", "all other options default to those of the evaluation")
+    g.add_argument("--results", required=True, help="the JSON file that test.py wrote")
+    g.add_argument("--output", default="./quickstart/", help="folder for predictions.png")
+    g.add_argument("--pictures", nargs="*", default=[], help="other pictures, to be named too")
+    args = p.parse_args(argv)
+    args.window = 12 if args.window12 else 7
+    args.splits = [s for s in args.split.split(",") if s]
+    if not args.splits:
+        raise InputError(f"--split {args.split}: give a split to draw predictions of")
+    _check(args)
+    return args

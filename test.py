@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         split: ReferDataset(refer, split, tokenizer, args.img_size, MAX_TOKENS)
         for split in args.splits
     }
+    for dataset in datasets.values():
+        dataset.check_images()
     splits: dict[str, dict[str, Metrics]] = {}
     for split, dataset in datasets.items():
         log.info("%s %s: %d expressions", args.dataset, split, len(dataset))

@@ -171,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
     train_set = ReferDataset(refer, "train", tokenizer, args.img_size, MAX_TOKENS)
     val_set = ReferDataset(refer, args.val_split, tokenizer, args.img_size, MAX_TOKENS)
+    for dataset in (train_set, val_set):
+        dataset.check_images()
     sampler = RandomExpressionSampler(
         train_set.samples_of_ref, args.batch_size, args.seed, info.rank, info.world
     )
@@ -180,13 +182,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path("models") / args.model_id
     utils.setup_logging(folder, info.rank)
     if info.is_main:
+        utils.make_folder(Path(args.output_dir))
         utils.write_json(vars(args) | {"environment": utils.environment()}, folder / "args.json")
     log.info("%d objects, %d steps an epoch, %s", len(train_set.samples_of_ref), len(sampler), info)
     if info.world > 1 and info.device.type == "cuda":
         run.model = nn.SyncBatchNorm.convert_sync_batchnorm(run.model)
     trained = wrap(run.model, info)
 
-    while run.epoch + 1 < args.epochs:
+    stop = min(args.epochs, run.epoch + 1 + args.stop_after) if args.stop_after else args.epochs
+    while run.epoch + 1 < stop:
         began = time.perf_counter()
         sampler.set_epoch(run.epoch + 1)
         loss = train_epoch(run, trained, loader, args, info, folder)

@@ -131,7 +131,7 @@ def setup_logging(folder: Path | None, rank: int) -> None:
     log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     log.addHandler(_TqdmHandler())
     if folder is not None and rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(to_file)
@@ -151,6 +151,20 @@ def progress(items: Iterable[T], desc: str, rank: int, total: int | None = None)
     return tqdm(items, desc=desc, total=total, disable=quiet, leave=False, dynamic_ncols=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder that will be written to, so that a long run cannot fail on it at its end.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"cannot make the folder {path}: {e.strerror}") from e
+    if not os.access(path, os.W_OK):
+        raise InputError(f"cannot write to the folder {path}: choose another or change its rights")
+
+
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
     """Write a JSON file whole or not at all.
 
@@ -160,7 +174,7 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as e:

@@ -5,26 +5,38 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from bert import build_text_encoder
 from lib.lavt import LAVT
 from lib.segmentation import build_model
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+Array = npt.NDArray[Any]
 
 
+@lru_cache(maxsize=16)
 def read_json(name: str) -> Any:
-    """A file of tests/golden."""
-    return json.loads((GOLDEN / name).read_text())
+    """A JSON file of tests/golden; callers do not change it."""
+    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
 
 
-def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def read_arrays(name: str) -> dict[str, Array]:
+    """An .npz file of tests/golden."""
+    with np.load(GOLDEN / name) as file:
+        return dict(file)
+
+
+def weight(name: str, shape: tuple[int, ...]) -> Array:
     """The value of a float parameter or buffer of the published state dict, float32."""
     key = name.removeprefix("text_encoder.")
     seed = zlib.crc32(key.encode())
@@ -51,16 +63,44 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return value.astype(np.float32)
 
 
-def fill(model: nn.Module) -> None:
-    """Give every float tensor of ``model`` its formula value; integer buffers stay."""
+def fill(model: nn.Module, skip: str | None = None) -> None:
+    """Give the float tensors of ``model`` their formula values; integer buffers stay.
+
+    Args:
+        model: with the published names.
+        skip: names that start so are left alone.
+    """
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and not (skip and name.startswith(skip)):
                 tensor.copy_(torch.from_numpy(weight(name, tuple(tensor.shape))))
 
 
-def build(case: dict[str, Any], **options: Any) -> LAVT:
-    """The model of a case of lavt_cases.json in eval mode, formula weights and head bias set."""
+@lru_cache(maxsize=1)
+def text_state() -> dict[str, Tensor]:
+    """The formula weights of BERT-base: seconds to draw, and the same in every case."""
+    encoder = build_text_encoder(BertConfig())
+    fill(encoder)
+    return encoder.state_dict()
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """The forward cases, by letter."""
+    return read_json("lavt_cases.json")
+
+
+def build(case: dict[str, Any], head_bias: bool = True, **options: Any) -> LAVT:
+    """The model of a case, in eval mode, with formula weights.
+
+    Args:
+        case: of :func:`cases`.
+        head_bias: set the case's bias of the last convolution, so that both classes occur; the
+            forward numbers were measured with it, the training numbers without.
+        options: further keywords of :func:`lib.segmentation.build_model`.
+
+    Returns:
+        A model of its own, that may be changed.
+    """
     model = build_model(
         case["model"],
         swin_type=case["swin"],
@@ -69,8 +109,9 @@ def build(case: dict[str, Any], **options: Any) -> LAVT:
         text_config=BertConfig(),
         **options,
     )
-    fill(model)
-    if "head_bias" in case:
+    fill(model, skip="text_encoder.")
+    model.text_encoder.load_state_dict(text_state())
+    if head_bias:
         with torch.no_grad():
             model.get_parameter("classifier.conv1_1.bias").copy_(torch.tensor(case["head_bias"]))
     return model.eval()
@@ -99,7 +140,7 @@ def inputs(case: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def sample(x: Tensor | np.ndarray, k: int) -> np.ndarray:
+def sample(x: Tensor | Array, k: int) -> Array:
     """The first k values of the flattened tensor at a stride of size // k."""
     flat = np.asarray(x).reshape(-1)
     return flat[:: max(1, flat.size // k)][:k]
@@ -111,3 +152,17 @@ def discs(specs: list[list[int]], size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(
         np.stack([((y - cy) ** 2 + (x - cx) ** 2 <= r * r) for cy, cx, r in specs]).astype(np.int64)
     )
+
+
+def photo(seed: int, width: int, height: int) -> tuple[Image.Image, Image.Image]:
+    """The RGB picture and the mask (mode P, values 0 and 1) of a case of preprocessing.json."""
+    y, x = np.mgrid[:height, :width]
+    clean = np.stack(
+        [x * 255 // (width - 1), y * 255 // (height - 1), ((x + 2 * y) * 3) % 256], axis=-1
+    )
+    noise = np.random.RandomState(seed).randint(-20, 21, size=clean.shape)
+    picture = Image.fromarray((clean + noise).clip(0, 255).astype(np.uint8))
+    disc = discs([[height // 2 + 3, width // 3, min(height, width) // 4]], (height, width))
+    mask = Image.fromarray(disc[0].numpy().astype(np.uint8)).convert("L")
+    mask.putpalette([0, 0, 0, 255, 255, 255])  # turns it into mode P, values unchanged
+    return picture, mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -28,6 +29,8 @@ REMEDY = f"put {FILES} into a folder and pass it as --bert_tokenizer FOLDER --ck
 HUB_TIMEOUT = 10.0  # seconds
 PAD_ID = 0
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+VOCABULARIES = ("vocab.txt", "tokenizer.json")
+HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*\w", re.ASCII)
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
@@ -44,13 +47,13 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
         InputError: no vocabulary there, or no network and the name not in the hub's cache.
     """
     name = str(name_or_dir)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not any((folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        if not any(os.path.isfile(os.path.join(folder, file)) for file in VOCABULARIES):
             raise InputError(f"folder {folder} has no vocab.txt: {REMEDY}")
-        return _load(str(folder), offline=True)
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise InputError(f"'{name}' is not a folder (--bert_tokenizer): {REMEDY}")
+        return _load(folder, offline=True)
+    if not HUB_NAME.fullmatch(name) or os.path.exists(folder):
+        raise InputError(f"'{name}' is neither a folder nor a name on the hub: {REMEDY}")
     offline = _cached(name)
     if not offline and not hub_answers(name):
         raise InputError(
@@ -143,28 +146,28 @@ def hub_answers(name: str) -> bool:
 def _cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return any(
-        isinstance(try_to_load_from_cache(name, file), str)
-        for file in ("vocab.txt", "tokenizer.json")
-    )
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in VOCABULARIES)
 
 
 def _load(source: str, offline: bool) -> Tokenizer:
-    # The tokenizer's threads are idle when loader workers are forked, and workers do not
-    # tokenise; unset, each fork would print a warning.
+    # Loader workers are forked while the tokenizer's threads are idle, and do not tokenise;
+    # without this, older tokenizers print a warning in each.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers import BertTokenizerFast
+    # transformers 5 makes this name at run time, where mypy does not see it.
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
     try:
         tokenizer = BertTokenizerFast.from_pretrained(source, local_files_only=offline)
     except Exception as error:  # the tokenizer's core raises bare Exception for damaged files
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"cannot load tokenizer '{source}' ({lines[0][:160]}): {REMEDY}") from None
-    vocabulary = tokenizer.get_vocab()
-    # transformers 5 makes up a vocabulary of five special tokens when it finds no file.
-    if len(vocabulary) <= 5 or any(token not in vocabulary for token in SPECIAL_TOKENS):
+    # transformers 5 makes up a vocabulary of the special tokens when it finds no file, and both
+    # add those that a file lacks behind its end, where the network has no embedding for them.
+    size = tokenizer.vocab_size
+    added = [t for t in SPECIAL_TOKENS if not tokenizer.convert_tokens_to_ids(t) < size]
+    if size <= len(SPECIAL_TOKENS) + 1 or added:
         raise InputError(
-            f"tokenizer '{source}' has no BERT vocabulary ({len(vocabulary)} tokens; "
-            f"{', '.join(SPECIAL_TOKENS)} are needed): {REMEDY}"
+            f"tokenizer '{source}' has no BERT vocabulary ({size} tokens; "
+            f"{', '.join(added or SPECIAL_TOKENS)} must be among others): {REMEDY}"
         )
     return tokenizer

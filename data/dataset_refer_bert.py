@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os.path
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TypedDict
@@ -142,7 +143,7 @@ class ReferDataset(Dataset[Sample]):
             InputError: some are missing; says how many and where the first was looked for.
         """
         paths = [self.refer.image_path(image_id) for image_id in self._samples_of_image]
-        missing = [path for path in paths if not path.is_file()]
+        missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
             raise InputError(
                 f"{len(missing)} of {len(paths)} images of {self!r} are missing: "
@@ -156,7 +157,7 @@ class ReferDataset(Dataset[Sample]):
             InputError: the file is not an object of strings.
         """
         path = self.refer.DATA_DIR / "kinds.json"
-        if not path.is_file():
+        if not os.path.isfile(path):
             return {}
         try:
             kinds = json.loads(path.read_bytes())

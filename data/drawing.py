@@ -1,7 +1,7 @@
 """Shapes, colours, textures and backgrounds of RefShapes, and polygons of what stays visible.
 
 Everything is drawn with PIL polygons at several times the final resolution and averaged down.
-A pixel (x, y) covers the square [x, x + 1) × [y, y + 1), as in COCO's polygons.
+A pixel (x, y) covers the square [x, x + 1) x [y, y + 1), as in COCO's polygons.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def _polar(radii: Sequence[float], start: float = -90.0) -> Points:
 
 
 def _disc(radius: float, x: float = 0.0) -> Points:
-    return _polar([radius] * 40) + (x, 0.0)
+    return _polar([radius] * 40) + np.array((x, 0.0))
 
 
 def _box(x0: float, y0: float, x1: float, y1: float) -> Points:
@@ -78,7 +78,7 @@ def _moon() -> Points:
     tip = np.arctan2(-np.sin(meet), np.cos(meet) - 0.55) % (2 * np.pi)
     inner = np.linspace(tip, 2 * np.pi - tip, 24)[1:-1]
     curves = [np.stack([np.cos(outer), np.sin(outer)], 1)]
-    curves.append(0.85 * np.stack([np.cos(inner), np.sin(inner)], 1) + (0.55, 0.0))
+    curves.append(0.85 * np.stack([np.cos(inner), np.sin(inner)], 1) + np.array((0.55, 0.0)))
     return np.concatenate(curves)
 
 
@@ -131,7 +131,11 @@ def turned(parts: Sequence[Points], degrees: float, scale: float) -> list[Points
 
 
 def raster(
-    outlines: Sequence[Points], holes: Sequence[Points], size: tuple[int, int], zoom: int, rim: float
+    outlines: Sequence[Points],
+    holes: Sequence[Points],
+    size: tuple[int, int],
+    zoom: int,
+    rim: float,
 ) -> tuple[Floats, Floats]:
     """Coverage of every pixel by a shape, and by the line along its edge.
 
@@ -147,15 +151,15 @@ def raster(
     """
     big = (size[0] * zoom, size[1] * zoom)
     fill, line = Image.new("L", big), Image.new("L", big)
-    pens = [(ImageDraw.Draw(fill), 255, 0), (ImageDraw.Draw(line), 255, 255)]
-    for parts, ink in ((outlines, 1), (holes, 2)):
+    fill_pen, line_pen = ImageDraw.Draw(fill), ImageDraw.Draw(line)
+    for parts, ink in ((outlines, 255), (holes, 0)):
         for part in parts:
             # PIL paints the corner pixels too: half a subpixel off centres that.
             flat = (part * zoom - 0.5).ravel().tolist()
-            pens[0][0].polygon(flat, fill=pens[0][ink])
+            fill_pen.polygon(flat, fill=ink)
             if rim:
-                pens[1][0].line(flat + flat[:4], fill=255, width=max(1, round(2 * rim * zoom)))
-    cover, edge = (np.asarray(image.reduce(zoom), np.float32) / 255 for image in (fill, line))
+                line_pen.line(flat + flat[:4], fill=255, width=max(1, round(2 * rim * zoom)))
+    cover, edge = (np.array(im.reduce(zoom), np.float32) / np.float32(255) for im in (fill, line))
     return cover, np.minimum(cover, edge)
 
 
@@ -207,14 +211,15 @@ def background(
     width, height = size
     grey = rng.uniform(125, 195)
     tint = rng.normal(0, 1, 3)
-    base = grey + 18 * (tint - tint.mean()) / (np.abs(tint).max() + 1e-6)
+    base = (grey + 18 * (tint - tint.mean()) / np.abs(tint).max()).astype(np.float32)
     coarse = rng.normal(0, 1, (int(rng.integers(2, 8)), int(rng.integers(2, 8)))).astype(np.float32)
     mottle = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
-    picture = base + (4 + 14 * rough) * np.clip(mottle, -2, 2)[..., None]
+    picture = base + np.float32(4 + 14 * rough) * np.clip(mottle, -2, 2)[..., None]
     if clutter:
         picture = picture + _strokes(rng, size, int(rng.integers(clutter // 2, clutter + 1)))
     grain = rng.integers(-128, 128, (height, width), np.int8).astype(np.float32)
-    return (picture + grain[..., None] * (1 + 5 * rough) / 128).astype(np.float32)
+    picture += grain[..., None] * np.float32((1 + 5 * rough) / 128)
+    return picture
 
 
 def _strokes(rng: np.random.Generator, size: tuple[int, int], count: int) -> Floats:
@@ -244,7 +249,7 @@ def visible_polygons(mask: Pixels) -> list[list[float]]:
     for piece, (rows, cols) in zip(range(1, count + 1), ndimage.find_objects(labels), strict=True):
         part = labels[rows, cols] == piece
         if np.count_nonzero(part) >= MIN_PIECE:
-            polygons += [p + (cols.start, rows.start) for p in _outlines(part)]
+            polygons += [p + np.array((cols.start, rows.start)) for p in _outlines(part)]
     return [polygon.ravel().tolist() for polygon in polygons]
 
 
@@ -259,7 +264,7 @@ def _outlines(part: Pixels) -> list[NDArray[np.int64]]:
     for start, half in ((0, part[:, :cut]), (cut, part[:, cut:])):
         labels, pieces = ndimage.label(half)
         for piece in range(1, pieces + 1):
-            halves += [p + (start, 0) for p in _outlines(labels == piece)]
+            halves += [p + np.array((start, 0)) for p in _outlines(labels == piece)]
     return halves
 
 

@@ -27,15 +27,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from data.drawing import SHAPES
-from data.expressions import MIX, Expression, as_json, describe, kind_of, meanings, uses_place, vocabulary
-from data.scenes import LEVELS, Scene, Thing, sample_scene
+from data.expressions import MIX, Expression, describe, vocabulary
+from data.meanings import as_json, kind_of, meanings, uses_place
+from data.scenes import LEVELS, Scene, Thing, pick_weighted, sample_scene
 from lib.errors import InputError
 
 IMAGES = Path("images/mscoco/images/train2014")
@@ -44,6 +45,9 @@ CATEGORIES = {name: number for number, name in enumerate(SHAPES, 1)}
 SMALLEST_TARGET = 0.01  # share of the picture that must be visible of an object referred to
 QUALITY = 92
 FORMAT = 1
+
+_UNFINISHED = ".refshapes-unfinished"
+_OURS = ("images", "refcoco", "refcoco+", "refcocog", "bert", "refshapes.json", _UNFINISHED)
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,9 @@ def make(task: Task) -> Made:
         lead = [lead[task.index % len(lead)]]  # so that no category is rare in training
     said: dict[str, dict[int, list[Expression]]] = {}
     while not any(said.values()):
-        scene, pixels = sample_scene(rng, level, lead)
+        scene, picture, _ = sample_scene(rng, level, lead)
         said = _describe_all(rng, task.level, scene, group)
-    Image.fromarray(pixels).save(task.out / IMAGES / file_name(task.image_id), quality=QUALITY)
+    Image.fromarray(picture).save(task.out / IMAGES / file_name(task.image_id), quality=QUALITY)
     return Made(task, scene, said)
 
 
@@ -137,7 +141,7 @@ def _describe_all(
         said[data_set.folder] = {}
         for index in targets:
             usable = [o for o in options[index] if data_set.places or not uses_place(o[0])]
-            count = int(rng.choice(4, p=data_set.counts)) + 1
+            count = pick_weighted(rng, range(1, 5), data_set.counts)
             lines = describe(rng, scene, usable, MIX[level], count, data_set.long)
             if lines:
                 said[data_set.folder][index] = lines
@@ -194,10 +198,6 @@ def generate(
     _write_json(root / "refshapes.json", truth)
     (root / _UNFINISHED).unlink()
     return rows
-
-
-_UNFINISHED = ".refshapes-unfinished"
-_OURS = ("images", "refcoco", "refcoco+", "refcocog", "bert", "refshapes.json", _UNFINISHED)
 
 
 def _check(
@@ -265,13 +265,17 @@ def _write_data_set(root: Path, data_set: DataSet, made: Sequence[Made]) -> dict
                 kinds[str(sent_id)] = kind_of(line.meaning)
     for split_by, names in data_set.names.items():
         renamed = [ref | {"split": names[ref["split"]]} for ref in refs]
-        (folder / f"refs({split_by}).p").write_bytes(b"\x80\x02" + b"".join(_pickled(renamed)) + b".")
+        (folder / f"refs({split_by}).p").write_bytes(
+            b"\x80\x02" + b"".join(_pickled(renamed)) + b"."
+        )
     _write_json(folder / "instances.json", _instances(data_set, made))
     _write_json(folder / "kinds.json", kinds)
     return meant
 
 
-def _ref(m: Made, index: int, lines: Sequence[Expression], ref_id: int, first: int) -> dict[str, Any]:
+def _ref(
+    m: Made, index: int, lines: Sequence[Expression], ref_id: int, first: int
+) -> dict[str, Any]:
     ann_id, image_id = m.ann_id(index), m.task.image_id
     sentences = [
         {"sent_id": sent_id, "raw": line.raw, "sent": line.sent, "tokens": line.sent.split()}
@@ -325,7 +329,11 @@ def _truth(m: Made) -> dict[str, Any]:
     """A scene for `refshapes.json`: all its objects, from the bottom to the top."""
     objects = []
     for index, thing in enumerate(m.scene.things):
-        plain = asdict(thing) | {"ann_id": m.ann_id(index), "z": index, "pieces": len(thing.polygons)}
+        plain = asdict(thing) | {
+            "ann_id": m.ann_id(index),
+            "z": index,
+            "pieces": len(thing.polygons),
+        }
         objects.append(plain.pop("style") | plain)
         del objects[-1]["polygons"]
     return {
@@ -437,9 +445,16 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line like all others, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m data.refshapes", description="Generate referring data as a REFER root."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -463,6 +478,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = generate(**vars(parse(argv)))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         return 2
     print(_table(rows))
     return 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lib.config import SwinSize
 from lib.fusion import PWAM, LanguageGate
-from lib.swin import PatchEmbed, PatchMerging, swin_blocks
+from lib.swin import PatchEmbed, PatchMerging, drop_path_rates, swin_blocks
 
 
 class MultiModalStage(nn.Module):
@@ -95,7 +95,7 @@ class MultiModalSwin(nn.Module):
             self.absolute_pos_embed = nn.Parameter(
                 torch.zeros(1, size.embed_dim, ape_grid, ape_grid)
             )
-        rates = torch.linspace(0, drop_path, sum(size.depths)).split(list(size.depths))
+        rates = drop_path_rates(size.depths, drop_path)
         last = len(size.depths) - 1
         self.layers = nn.ModuleList(
             MultiModalStage(
@@ -103,7 +103,7 @@ class MultiModalSwin(nn.Module):
                 size.depths[i],
                 size.num_heads[i],
                 window_size,
-                rates[i].tolist(),
+                rates[i],
                 lang_dim,
                 fusion_heads[i],
                 fusion_drop,
@@ -113,7 +113,7 @@ class MultiModalSwin(nn.Module):
         )
         for i, dim in enumerate(size.stage_dims):
             self.add_module(f"norm{i}", nn.LayerNorm(dim))
-        self.apply(_init_linear)
+        self.apply(init_linear)
         if ape_grid:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 
@@ -140,12 +140,17 @@ class MultiModalSwin(nn.Module):
         """Patch embedding and, where there is one, absolute position: (B, H/4, W/4, C)."""
         x = self.patch_embed(image)
         if hasattr(self, "absolute_pos_embed"):
-            position = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic")
-            x = x + position.permute(0, 2, 3, 1)
+            x = add_position(x, self.absolute_pos_embed)
         return x
 
 
-def _init_linear(module: nn.Module) -> None:
+def add_position(x: Tensor, position: Tensor) -> Tensor:
+    """Add a position embedding (1, C, h, w), resized to the picture, to x (B, H, W, C)."""
+    position = F.interpolate(position, size=x.shape[1:3], mode="bicubic")
+    return x + position.permute(0, 2, 3, 1)
+
+
+def init_linear(module: nn.Module) -> None:
     """Truncated normal 0.02 and zero bias for linear layers; the others keep PyTorch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[s
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as e:
-        if "Unsupported global" in str(e) or "Unsupported class" in str(e):
+        if re.search("unsupported (global|class)", str(e), re.IGNORECASE):
             raise InputError(
                 f"{path} holds more than tensors and plain values and was not opened: "
                 "get the checkpoint from its authors"
@@ -89,7 +91,8 @@ def write_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
             os.fsync(f.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise InputError(
             f"cannot write {path} ({e}): free some space or change --output-dir"
         ) from e
@@ -119,16 +122,25 @@ def published_state(content: dict[str, Any], path: str | os.PathLike[str]) -> St
     Raises:
         InputError: there are no weights in it, or the text encoder's are missing.
     """
-    state = content.get("model", content)
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+    state, text = content.get("model", content), content.get("bert_model", {})
+    if not _is_state(state) or not (text == {} or _is_state(text)):
         raise InputError(f"{path} holds no model weights: give a checkpoint of train.py or LAVT's")
     state = {k.removeprefix("module."): v for k, v in state.items()}
-    for key, value in content.get("bert_model", {}).items():
+    for key, value in text.items():
         state["text_encoder." + key.removeprefix("module.")] = value
     if not any(k.startswith("text_encoder.") for k in state):
         raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
     leftovers = tuple("text_encoder." + part for part in TEXT_LEFTOVERS)
     return {k: v for k, v in state.items() if not k.startswith(leftovers)}
+
+
+def _is_state(value: Any) -> bool:
+    """Whether ``value`` is names and tensors, and at least one."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
 
 
 def load_model(model: nn.Module, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -213,6 +225,8 @@ def describe(state: State) -> dict[str, Any]:
 
 
 def _option(key: str, value: Any) -> str:
+    if value is None:
+        return f"no known {key}"
     if key == "window":
         return "--window12" if value == 12 else f"window {value} (no --window12)"
     if key == "ape":

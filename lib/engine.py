@@ -17,6 +17,7 @@ from lib.metrics import Counts
 
 Batch = dict[str, Tensor]
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16}
+AMP = (*AMP_DTYPES, "auto")
 
 
 class Step(NamedTuple):
@@ -26,9 +27,21 @@ class Step(NamedTuple):
     lr: float
 
 
+def resolve_amp(amp: str, device: torch.device) -> str:
+    """'auto' becomes 'bf16' where the hardware multiplies in bfloat16, else 'off'."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "off"
+    # Private to torch, so their absence must do no harm: then it is merely slower.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    native = any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return "bf16" if native else "off"
+
+
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
-    """Mixed precision of a forward pass: 'off' (float32) or 'bf16'."""
-    dtype = AMP_DTYPES[amp]
+    """Mixed precision of a forward pass: one of :data:`AMP`; 'off' is float32."""
+    dtype = AMP_DTYPES[resolve_amp(amp, device)]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
@@ -63,13 +76,18 @@ def train_steps(
         batch = to_device(batch, device)
         with autocast(device, amp):
             logits = model(batch["image"], batch["input_ids"], batch["attention_mask"])
-        loss = loss_fn(logits.float() if amp != "off" else logits, batch["target"])
+        loss = loss_fn(at_least_float32(logits), batch["target"])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         yield Step(loss.detach(), lr)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Losses are computed in float32 or better, whatever the forward pass ran in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_finite(loss: float, where: str) -> None:

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, T, C) -> (B, heads, T, C/heads)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def word_bias(lang_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention bias over words, (B, N_l) mask -> (B, 1, 1, N_l): 0, or -1e4 for padding.
+
+    Finite, as in the published models, so that a sentence without words is attended to evenly
+    and never gives NaN.
+    """
+    return (1e4 * lang_mask.to(dtype) - 1e4)[:, None, None, :]
 
 
 class TokenConv1d(nn.Conv1d):
@@ -53,10 +68,6 @@ class PixelWordAttention(nn.Module):
         self.f_value = nn.Sequential(TokenConv1d(lang_dim, vis_dim))
         self.W = nn.Sequential(TokenConv1d(vis_dim, vis_dim), TokenInstanceNorm())
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, heads, T, C/heads)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
     def attention(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
         """Weights of the words for each pixel, (B, heads, HW, N_l), summing to 1 over words.
 
@@ -65,18 +76,17 @@ class PixelWordAttention(nn.Module):
             lang: (B, N_l, C_l).
             lang_mask: (B, N_l), 1 = real token.
         """
-        mask = lang_mask.to(vis.dtype)
-        query = self._heads(self.f_query(vis))
-        key = self._heads(self.f_key(lang) * mask[..., None])
+        query = split_heads(self.f_query(vis), self.num_heads)
+        key = split_heads(self.f_key(lang) * lang_mask[..., None].to(vis.dtype), self.num_heads)
         logits = query @ key.transpose(-2, -1) * self.scale
-        return (logits + (1e4 * mask - 1e4)[:, None, None, :]).softmax(dim=-1)
+        return (logits + word_bias(lang_mask, vis.dtype)).softmax(dim=-1)
 
     def forward(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
         """Language features of each pixel, (B, HW, C); arguments as in :meth:`attention`."""
         weights = self.attention(vis, lang, lang_mask)
-        value = self._heads(self.f_value(lang) * lang_mask[..., None].to(lang.dtype))
-        gathered = (weights @ value).transpose(1, 2).flatten(2)  # (B, HW, C)
-        return self.W(gathered)
+        value = self.f_value(lang) * lang_mask[..., None].to(lang.dtype)
+        gathered = weights @ split_heads(value, self.num_heads)  # (B, heads, HW, C/heads)
+        return self.W(gathered.transpose(1, 2).flatten(2))
 
 
 class PWAM(nn.Module):

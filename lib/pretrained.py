@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from lib.errors import InputError
 DROPPED = re.compile(r"(head|norm)\.|.*\.(attn_mask|relative_position_index)$")
 # Ours alone: ImageNet Swin has none of these.
 FRESH = re.compile(r".*\.(fusion|res_gate)\.|norm\d\.|absolute_pos_embed$")
+FILE_TYPES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 
 
 def load_swin_weights(backbone: MultiModalSwin, source: str) -> str:
@@ -36,8 +38,10 @@ def load_swin_weights(backbone: MultiModalSwin, source: str) -> str:
     """
     state = _read(source)
     content = state.get("model", state)
-    if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{source} holds no Swin weights")
+    if not isinstance(content, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
+        raise InputError(f"{source} holds no Swin weights: give an ImageNet Swin checkpoint")
     state = _official_names(dict(content))
     dropped = sorted(k for k in state if DROPPED.match(k))
     state = {k: v for k, v in state.items() if k not in dropped}
@@ -55,27 +59,29 @@ def load_swin_weights(backbone: MultiModalSwin, source: str) -> str:
         state[key] = _resize(key, state[key], own[key], source)
     backbone.load_state_dict(state, strict=False)
     kinds = sorted({re.sub(r".*\.(?=attn_mask|relative)|\..*", "", k) for k in dropped})
+    left_out = f"{len(dropped)} left out" + (f" ({', '.join(kinds)})" if kinds else "")
     return (
         f"Swin weights of {source}: {len(state)} loaded, {len(resized)} of them resized, "
-        f"{len(dropped)} left out ({', '.join(kinds)}), {len(own) - len(state)} of ours stay fresh"
+        f"{left_out}, {len(own) - len(state)} of ours stay fresh"
     )
 
 
 def _read(source: str) -> dict[str, Tensor]:
     path = Path(source)
-    if path.is_file() or path.suffix or len(path.parts) > 1:
+    if path.is_file() or path.suffix in FILE_TYPES or len(path.parts) > 1:
         return read_file(path)
     import timm
 
-    if source not in timm.list_models():
+    if not timm.is_model(source):  # knows names with a tag too: swin_…_224.ms_in1k
         raise InputError(
             f"--pretrained_swin_weights {source}: neither a file nor a model known to timm"
         )
     try:
         return timm.create_model(source, pretrained=True).state_dict()
     except (OSError, RuntimeError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
         raise InputError(
-            f"timm could not download {source}: give a file by --pretrained_swin_weights"
+            f"timm could not get {source} ({reason}): give a file by --pretrained_swin_weights"
         ) from e
 
 
@@ -93,11 +99,13 @@ def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _resize(key: str, value: Tensor, own: Tensor, source: str) -> Tensor:
     """Bicubic resize of a bias table or a position embedding to our size."""
-    if key.endswith("relative_position_bias_table") and value.shape[1] == own.shape[1]:
+    is_table = key.endswith("relative_position_bias_table")
+    if is_table and value.shape[1:] == own.shape[1:] and _is_square(value.shape[0]):
         side, new = round(value.shape[0] ** 0.5), round(own.shape[0] ** 0.5)
         grid = value.float().T.reshape(1, -1, side, side)
         return _bicubic(grid, new).flatten(2)[0].T.to(value.dtype)
-    if key == "absolute_pos_embed" and value.ndim == 3 and value.shape[2] == own.shape[1]:
+    is_position = key == "absolute_pos_embed" and value.ndim == 3
+    if is_position and value.shape[2] == own.shape[1] and _is_square(value.shape[1]):
         side = round(value.shape[1] ** 0.5)
         grid = value.float().transpose(1, 2).reshape(1, -1, side, side)
         return _bicubic(grid, own.shape[-1]).to(value.dtype)
@@ -105,6 +113,10 @@ def _resize(key: str, value: Tensor, own: Tensor, source: str) -> Tensor:
         f"{source} does not fit this Swin: {key} is {tuple(value.shape)}, not {tuple(own.shape)}: "
         "choose the --swin_type it was made for"
     )
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
 
 
 def _bicubic(grid: Tensor, side: int) -> Tensor:

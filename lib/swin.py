@@ -6,6 +6,7 @@ accepted. Attribute names are those of the published weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -105,6 +106,8 @@ def join_windows(windows: Tensor, window_size: int, H: int, W: int) -> Tensor:
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with relative position bias (Swin paper, Eq. 4)."""
+
+    relative_position_index: Tensor
 
     def __init__(self, dim: int, window_size: int, num_heads: int) -> None:
         super().__init__()
@@ -214,3 +217,10 @@ def swin_blocks(
         SwinBlock(dim, num_heads, window_size, (i % 2) * (window_size // 2), drop_paths[i])
         for i in range(depth)
     )
+
+
+def drop_path_rates(depths: Sequence[int], last: float) -> list[list[float]]:
+    """Stochastic depth rates of each stage's blocks, growing linearly from 0 to ``last``."""
+    # On the CPU even under torch.device("meta"): the rates are numbers, not weights.
+    rates = torch.linspace(0, last, sum(depths), device="cpu")
+    return [stage.tolist() for stage in rates.split(list(depths))]

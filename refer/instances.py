@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -40,37 +39,34 @@ def load_instances(path: str | Path) -> dict[str, list[Record]]:
     for image in tables["images"]:
         _check(image, {"id": int, "file_name": str, "width": int, "height": int}, "image", path)
         if not 0 < image["width"] * image["height"] <= MAX_PIXELS or image["width"] < 0:
-            raise InputError(
-                f"{path}: image {image['id']} has a size of {image['width']}x{image['height']}"
-            )
+            size = f"{image['width']}x{image['height']}"[:40]
+            raise InputError(f"{path}: image {image['id']} has a size of {size} pixels")
     for annotation in tables["annotations"]:
         _check(annotation, {"id": int, "image_id": int}, "annotation", path)
+        if "category_id" in annotation:
+            _check(annotation, {"category_id": int}, "annotation", path)
     for category in tables["categories"]:
         _check(category, {"id": int, "name": str}, "category", path)
     return tables
 
 
 def _read_json(path: Path) -> Any:
-    # Each of the millions of new lists could start a collection; none of them is garbage.
-    collecting = gc.isenabled()
-    gc.disable()
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); see refer/README.md") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); see refer/README.md"
+        ) from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise InputError(
             f"{path}: not readable JSON ({type(error).__name__}: {str(error)[:100]}); "
             "get the file again, see refer/README.md"
         ) from None
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _check(record: Any, fields: dict[str, type], what: str, path: Path) -> None:
     if not isinstance(record, dict):
-        raise InputError(f"{path}: an {what} is a {type(record).__name__}, not an object")
+        raise InputError(f"{path}: one {what} is a {type(record).__name__}, not an object")
     for key, kind in fields.items():
         if type(record.get(key)) is not kind:
             raise InputError(

@@ -63,18 +63,20 @@ def _draw_polygon(points: Any, height: int, width: int, where: str) -> UInt8Arra
 
 def _draw_runs(rle: dict[str, Any], height: int, width: int, where: str) -> UInt8Array:
     """Decode run lengths in Python: pycocotools writes past its buffer for bad counts."""
-    counts = rle.get("counts")
-    if isinstance(counts, str | bytes):
-        counts = _unpack_counts(counts if isinstance(counts, bytes) else counts.encode(), where)
-    valid = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
-    if not valid or rle.get("size", [height, width]) not in ([height, width], (height, width)):
-        raise InputError(f"{where}: run lengths that do not fit a {width}x{height} picture")
-    if sum(counts) != height * width:
-        raise InputError(
-            f"{where}: run lengths of {sum(counts)} pixels for a {width}x{height} picture"
-        )
+    packed: Any = rle.get("counts")
+    if isinstance(packed, str):
+        packed = packed.encode()
+    counts = _unpack_counts(packed, where) if isinstance(packed, bytes) else _run_list(packed)
+    fits = rle.get("size", [height, width]) in ([height, width], (height, width))
+    if not fits or counts is None or min(counts, default=0) < 0 or sum(counts) != height * width:
+        raise InputError(f"{where}: run lengths that do not fit its {width}x{height} picture")
     values = (np.arange(len(counts)) & 1).astype(np.uint8)  # runs of 0 and 1 take turns
     return np.repeat(values, counts).reshape(width, height).T  # column by column
+
+
+def _run_list(counts: Any) -> list[int] | None:
+    """`counts` if it is a list of int."""
+    return counts if isinstance(counts, list) and {type(n) for n in counts} <= {int} else None
 
 
 def _unpack_counts(packed: bytes, where: str) -> list[int]:

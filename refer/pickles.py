@@ -17,7 +17,7 @@ from lib.errors import InputError
 Ref = dict[str, Any]
 
 MAX_BYTES = 512 << 20  # RefCOCO's pickles have 15 to 45 MB
-MAX_NODES = 20_000_000  # containers and their items; RefCOCO has 2.5 million
+MAX_UNFOLDING = 4  # items of containers a byte; 1 at most unless containers are shared
 MAX_DEPTH = 8  # a word lies four deep: refs, ref, sentences, sentence, tokens
 MAX_TUPLES = 10_000  # hashing recurses over nested tuples in C, without a limit of its own
 MAX_NUMBER_BYTES = 9  # of a LONG1; 64 bits and a sign
@@ -99,7 +99,7 @@ def load_refs(path: str | Path) -> list[Ref]:
     data = _read(path)
     try:
         calls = _scan(data)
-        plain = _Plain()(_Unpickler(data, calls).load(), 0)
+        plain = _Plain(len(data))(_Unpickler(data, calls).load(), 0)
     except _Refused as error:
         raise InputError(
             f"{path}: refused, {error}; refs hold only lists, dicts, numbers and strings "
@@ -119,8 +119,9 @@ def _read(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise InputError(f"{path}: {size >> 20} MB, refs of more than {MAX_BYTES >> 20} MB "
-                             "are not read")
+            raise InputError(
+                f"{path}: {size >> 20} MB, refs of more than {MAX_BYTES >> 20} MB are not read"
+            )
         if not path.is_file():
             raise InputError(f"{path}: not a file; see refer/README.md")
         return path.read_bytes()
@@ -241,8 +242,8 @@ class _Plain:
     Also bounds the tree: a few bytes can refer to one list a billion times.
     """
 
-    def __init__(self) -> None:
-        self._left = MAX_NODES
+    def __init__(self, pickle_bytes: int) -> None:
+        self._left = MAX_UNFOLDING * pickle_bytes
 
     def __call__(self, value: Any, depth: int) -> Any:
         kind = type(value)
@@ -252,9 +253,9 @@ class _Plain:
             return value.decode("utf-8", "refer-latin1")
         if kind is not list and kind is not dict and kind is not tuple:
             raise _Refused(f"it holds a {kind.__name__}")
-        self._left -= 1 + len(value)
+        self._left -= len(value)
         if self._left < 0:
-            raise _Refused(f"it unfolds to more than {MAX_NODES} values")
+            raise _Refused("it refers to the same lists over and over")
         if depth == MAX_DEPTH:
             raise _Refused(f"it is nested more than {MAX_DEPTH} deep")
         if kind is dict:
@@ -265,7 +266,7 @@ class _Plain:
 def _reference(ref: Any, where: str) -> Ref:
     """Check one reference and fill in what can be derived."""
     if not isinstance(ref, dict):
-        raise InputError(f"{where} is a {type(ref).__name__}, not a dict")
+        raise InputError(f"{where} is of type {type(ref).__name__}, not a dict")
     for key in ("ref_id", "ann_id", "image_id", "category_id"):
         _field(ref, key, int, where)
     _field(ref, "split", str, where)
@@ -278,7 +279,7 @@ def _reference(ref: Any, where: str) -> Ref:
 
 def _sentence(sentence: Any, where: str) -> dict[str, Any]:
     if not isinstance(sentence, dict):
-        raise InputError(f"{where} is a {type(sentence).__name__}, not a dict")
+        raise InputError(f"{where} is of type {type(sentence).__name__}, not a dict")
     _field(sentence, "sent_id", int, where)
     if "raw" not in sentence and "sent" in sentence:
         sentence["raw"] = sentence["sent"]

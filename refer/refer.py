@@ -6,7 +6,10 @@ have the names that code for these data sets expects.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import gc
+import os.path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -64,16 +67,14 @@ class REFER:
         self.IMAGE_DIR = _image_folder(self.ROOT_DIR, dataset, image_root)
         pickle_path = _refs_pickle(self.DATA_DIR, splitBy)
         instances_path = self.DATA_DIR / "instances.json"
-        if not instances_path.is_file():
+        if not os.path.isfile(instances_path):
             raise InputError(f"{instances_path} does not exist; {HELP}")
-        refs = load_refs(pickle_path)
-        self.data: dict[str, Any] = {
-            "dataset": dataset,
-            "refs": refs,
-            **load_instances(instances_path),
-        }
-        self._index_instances(instances_path)
-        self._index_refs(refs, pickle_path)
+        self.data: dict[str, Any] = {"dataset": dataset}
+        with _no_garbage():
+            self.data["refs"] = load_refs(pickle_path)
+            self.data.update(load_instances(instances_path))
+            self._index_instances(instances_path)
+            self._index_refs(self.data["refs"], pickle_path)
 
     def __repr__(self) -> str:
         return f"{self.dataset}({self.splitBy})"
@@ -206,11 +207,12 @@ class REFER:
         return self._load(self.Cats, cat_ids, "category_id")
 
     def getRefBox(self, ref_id: int) -> list[float]:
-        """Bounding box [x, y, width, height] of a reference's object, pixels."""
-        ann = self.refToAnn[self._get(self.Refs, ref_id, "ref_id")["ref_id"]]
-        if "bbox" in ann:
-            return list(ann["bbox"])
-        ys, xs = np.nonzero(self.getMask(self.Refs[ref_id])["mask"])
+        """Bounding box [x, y, width, height] in pixels: the annotation's, else the mask's."""
+        ref = self._get(self.Refs, ref_id, "ref_id")
+        box = self.refToAnn[ref_id].get("bbox")
+        if isinstance(box, list) and [type(n) in (int, float) for n in box] == [True] * 4:
+            return box.copy()
+        ys, xs = np.nonzero(self.getMask(ref)["mask"])
         if not len(xs):
             return [0.0, 0.0, 0.0, 0.0]
         x, y = float(xs.min()), float(ys.min())
@@ -258,13 +260,13 @@ class REFER:
             InputError: missing, damaged or too large; says where it was looked for.
         """
         path = self.image_path(image_id)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(self.missing_image(path))
         return open_rgb(path)
 
     def missing_image(self, path: Path) -> str:
         """One line on a missing image: its folder's absence explains all of them."""
-        if not self.IMAGE_DIR.is_dir():
+        if not os.path.isdir(self.IMAGE_DIR):
             return (
                 f"image folder {self.IMAGE_DIR} of {self!r} does not exist; put the images there "
                 f"or name their folder with --image_root, {HELP}"
@@ -315,6 +317,18 @@ def in_split(label: str, split: str) -> bool:
     return label == split
 
 
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Pause the collector: millions of new records make it run often, and none is garbage."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _ids(ids: Ids) -> Sequence[int]:
     return [ids] if isinstance(ids, int) else list(ids)
 
@@ -330,11 +344,11 @@ def _by_id(records: list[Record], key: str, what: str, path: Path) -> dict[int, 
 
 def _dataset_folder(root: Path, dataset: str) -> Path:
     plain = dataset not in ("", ".", "..") and not set("/\\\0") & set(dataset)
-    if plain and (root / dataset).is_dir():
+    if plain and os.path.isdir(root / dataset):
         return root / dataset
     if not plain or dataset not in DATASETS:
         raise InputError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}")
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"data folder {root} does not exist (--refer_data_root); {HELP}")
     raise InputError(f"data folder {root} has no folder '{dataset}'; {HELP}")
 
@@ -350,16 +364,16 @@ def _refs_pickle(folder: Path, split_by: str) -> Path:
 
 def _image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Path:
     """The given folder, or its train2014, or the first usual one under the root."""
-    if image_root is not None:
+    if image_root:
         given = Path(image_root)
-        if not given.is_dir():
+        if not os.path.isdir(given):
             raise InputError(f"image folder {given} does not exist (--image_root); {HELP}")
         inner = given / "train2014"
-        return inner if dataset != "refclef" and inner.is_dir() else given
+        return inner if dataset != "refclef" and os.path.isdir(inner) else given
     if dataset == "refclef":
         return root / REFCLEF_FOLDER
     candidates = [root / folder for folder in COCO_FOLDERS]
-    return next((folder for folder in candidates if folder.is_dir()), candidates[0])
+    return next((folder for folder in candidates if os.path.isdir(folder)), candidates[0])
 
 
 def _tint(picture: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -372,7 +386,9 @@ def _tint(picture: Image.Image, mask: np.ndarray) -> Image.Image:
 
 def _caption(picture: Image.Image, lines: list[str]) -> Image.Image:
     line_height = 14
-    sheet = Image.new("RGB", (picture.width, picture.height + line_height * len(lines) + 4), "white")
+    sheet = Image.new(
+        "RGB", (picture.width, picture.height + line_height * len(lines) + 4), "white"
+    )
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):

@@ -1,0 +1,478 @@
+"""CrossVLT (IEEE TMM 2023): language and vision encoders that take turns, fused both ways.
+
+The network, its loss and the facts about its parameters. Swin blocks, patch merging, gates,
+decoder and BERT's layers are those of LAVT; attribute names are those of the published weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import (
+    BertIntermediate,
+    BertLayer,
+    BertOutput,
+    BertSelfOutput,
+)
+
+from bert import build_text_encoder
+from lib.backbone import add_position, init_linear
+from lib.config import SwinSize
+from lib.errors import InputError
+from lib.fusion import LanguageGate, TokenConv1d, TokenInstanceNorm, split_heads, word_bias
+from lib.losses import Loss, cross_entropy
+from lib.mask_predictor import MaskPredictor, upsample
+from lib.optim import NO_DECAY
+from lib.swin import PatchEmbed, PatchMerging, drop_path_rates, swin_blocks
+
+if TYPE_CHECKING:
+    from transformers import BertConfig, BertModel
+
+ALIGN_DIM = 256  # width of the space in which pixels and sentences are compared
+HEAD_WIDTH = 64  # channels per head in every pixel-word attention
+STAGE1_LAYERS = 6  # the first half of BERT-base; stages 2-4 have one layer each
+
+
+class CrossVLTOutput(NamedTuple):
+    """What training compares with the target.
+
+    Attributes:
+        logits: (B, 2, H, W) of background and object.
+        similarity: four maps (B, 1, H_i, W_i) of stride 4, 8, 16, 32: cosine of each visual token
+            and the sentence, over the stage's temperature. Under autocast too they are of the
+            weights' type.
+    """
+
+    logits: Tensor
+    similarity: list[Tensor]
+
+
+class WordFusion(nn.Module):
+    """Words into visual tokens: GELU(Conv(V + W)), W the words each token gathers.
+
+    Args:
+        vis_dim: channels C of the visual tokens.
+        lang_dim: channels of the words.
+        width: channels of the attention, a multiple of 64.
+    """
+
+    def __init__(self, vis_dim: int, lang_dim: int, width: int) -> None:
+        super().__init__()
+        if width % HEAD_WIDTH:
+            raise ValueError(f"attention width {width} is no multiple of {HEAD_WIDTH}")
+        self.num_heads = width // HEAD_WIDTH
+        self.v_q = nn.Sequential(TokenConv1d(vis_dim, width), TokenInstanceNorm())
+        self.l_q = nn.Linear(lang_dim, width)
+        self.values_l = nn.Linear(lang_dim, width)
+        self.w_v = nn.Sequential(TokenConv1d(width, vis_dim), TokenInstanceNorm())
+        self.project_mm = nn.Sequential(TokenConv1d(vis_dim, vis_dim), nn.GELU())
+
+    def forward(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
+        """Fuse.
+
+        Args:
+            vis: (B, H, W, C).
+            lang: (B, N_l, C_l).
+            lang_mask: (B, N_l), 1 = real token.
+
+        Returns:
+            (B, H, W, C).
+        """
+        tokens = vis.flatten(1, 2)  # (B, HW, C)
+        query = split_heads(self.v_q(tokens), self.num_heads)  # (B, heads, HW, 64)
+        key = split_heads(self.l_q(lang), self.num_heads)  # (B, heads, N_l, 64)
+        value = split_heads(self.values_l(lang), self.num_heads)
+        bias = word_bias(lang_mask, query.dtype)
+        gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        words = self.w_v(gathered.transpose(1, 2).flatten(2))  # (B, HW, C)
+        return self.project_mm(tokens + words).view_as(vis)
+
+
+class FusedStage(nn.Module):
+    """Swin blocks, then fusion and gate before and after patch merging.
+
+    Args:
+        dim: channels C of the stage.
+        depth, num_heads, window_size, drop_paths: of the Swin blocks.
+        lang_dim: channels of the words.
+        width: channels of the first fusion's attention.
+        last: the last stage has no successor: it ends after the first fusion, and its gate (kept
+            because the published weights hold it) is not computed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        window_size: int,
+        drop_paths: list[float],
+        lang_dim: int,
+        width: int,
+        last: bool,
+    ) -> None:
+        super().__init__()
+        self.last = last
+        self.blocks = swin_blocks(dim, depth, num_heads, window_size, drop_paths)
+        self.proj = nn.Linear(dim, ALIGN_DIM)
+        # The order of the attributes is that of the published state dict.
+        self.attn1 = WordFusion(dim, lang_dim, width)
+        if not last:
+            self.attn2 = WordFusion(2 * dim, lang_dim, 2 * dim)
+            self.linear2 = LanguageGate(2 * dim)
+        self.linear1 = LanguageGate(dim)
+        if not last:
+            self.downsample = PatchMerging(dim)
+
+    def forward(
+        self, x: Tensor, lang: Tensor, lang_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run the stage.
+
+        Args:
+            x: (B, H, W, C).
+            lang: (B, N_l, C_l).
+            lang_mask: (B, N_l), 1 = real token.
+
+        Returns:
+            The map before fusion and the fused one for the decoder, both (B, H, W, C), and the
+            input of the next stages of both encoders, (B, ceil(H/2), ceil(W/2), 2C), None after
+            the last.
+        """
+        for block in self.blocks:
+            x = block(x)
+        fused = self.attn1(x, lang, lang_mask)
+        if self.last:
+            return x, fused, None
+        merged = self.downsample(x + self.linear1(fused) * fused)
+        refined = self.attn2(merged, lang, lang_mask)
+        return x, fused, merged + self.linear2(refined) * refined
+
+
+class VisionStage(nn.Module):
+    """A stage with its output norm; the first one also embeds the picture.
+
+    Args:
+        size: widths, depths and heads of the Swin.
+        index: number of the stage, from 0.
+        window_size, drop_paths: of the Swin blocks.
+        lang_dim: channels of the words.
+        ape_grid: as in :class:`lib.backbone.MultiModalSwin`.
+    """
+
+    def __init__(
+        self,
+        size: SwinSize,
+        index: int,
+        window_size: int,
+        drop_paths: list[float],
+        lang_dim: int,
+        ape_grid: int = 0,
+    ) -> None:
+        super().__init__()
+        dim = size.stage_dims[index]
+        if index == 0:
+            self.patch_embed = PatchEmbed(4, dim)
+            if ape_grid:
+                self.absolute_pos_embed = nn.Parameter(torch.zeros(1, dim, ape_grid, ape_grid))
+                nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+        self.layers = FusedStage(
+            dim,
+            size.depths[index],
+            size.num_heads[index],
+            window_size,
+            drop_paths,
+            lang_dim,
+            # As released: the first fusion is as wide as its successor.
+            width=2 * dim if index == 0 else dim,
+            last=index == len(size.depths) - 1,
+        )
+        self.norm_name = f"norm{index}"
+        self.add_module(self.norm_name, nn.LayerNorm(dim))
+        self.apply(init_linear)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Patches with their absolute position, if any; of the first stage only."""
+        x = self.patch_embed(image)
+        if hasattr(self, "absolute_pos_embed"):
+            x = add_position(x, self.absolute_pos_embed)
+        return x
+
+    def forward(
+        self, x: Tensor, lang: Tensor, lang_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :class:`FusedStage`, but the decoder's map is normalised and (B, C, H, W)."""
+        vis, fused, onward = self.layers(x, lang, lang_mask)
+        return vis, getattr(self, self.norm_name)(fused).permute(0, 3, 1, 2), onward
+
+
+class PictureAttention(nn.Module):
+    """Words attend to visual tokens: BERT's attention with keys and values of another width.
+
+    Written out, because the arguments of transformers' own differ between its versions.
+
+    Args:
+        config: of BERT.
+        vis_dim: channels of the visual tokens.
+    """
+
+    def __init__(self, config: BertConfig, vis_dim: int) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        dim = config.hidden_size
+        self.self = nn.ModuleDict(
+            {
+                "query": nn.Linear(dim, dim),
+                "key": nn.Linear(vis_dim, dim),
+                "value": nn.Linear(vis_dim, dim),
+            }
+        )
+        self.output = BertSelfOutput(config)  # projection, residual, LayerNorm
+
+    def forward(self, lang: Tensor, vis: Tensor) -> Tensor:
+        """(B, N_l, C_l) words and (B, HW, C) visual tokens -> (B, N_l, C_l)."""
+        query = split_heads(self.self["query"](lang), self.num_heads)
+        key = split_heads(self.self["key"](vis), self.num_heads)
+        value = split_heads(self.self["value"](vis), self.num_heads)
+        dropout = self.dropout if self.training else 0.0
+        seen = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.output(seen.transpose(1, 2).flatten(2), lang)
+
+
+class LanguageStage(nn.Module):
+    """Stages 2-4 of the language encoder: look at the picture, then one BERT layer.
+
+    Args:
+        config: of BERT.
+        vis_dim: channels of the visual tokens.
+    """
+
+    def __init__(self, config: BertConfig, vis_dim: int) -> None:
+        super().__init__()
+        self.crossattention = PictureAttention(config, vis_dim)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config)
+        self.layer = nn.ModuleList([BertLayer(config)])
+        self.proj = nn.Linear(config.hidden_size, ALIGN_DIM)
+        _init_text(self, config.initializer_range)
+
+    def forward(self, lang: Tensor, vis: Tensor, lang_mask: Tensor) -> Tensor:
+        """Run the stage.
+
+        Args:
+            lang: (B, N_l, C_l) words of the stage before.
+            vis: (B, HW, C) visual tokens for this stage.
+            lang_mask: (B, N_l), 1 = real token.
+
+        Returns:
+            (B, N_l, C_l).
+        """
+        lang = self.crossattention(lang, vis)
+        lang = self.output(self.intermediate(lang), lang)
+        lang = self.layer[0](lang, word_bias(lang_mask, lang.dtype))
+        # transformers 4 wraps a layer's output in a tuple.
+        return lang[0] if isinstance(lang, tuple) else lang
+
+
+class CrossVLT(nn.Module):
+    """Cross-aware early fusion with stage-divided vision and language transformer encoders.
+
+    Args:
+        size: widths, depths and heads of the Swin.
+        window_size: 12 in the published models; 7 is possible.
+        text_config: of BERT. Its first six layers (all, where there are fewer) are language
+            stage 1; widths and heads of stages 2-4 follow it.
+        drop_path: rate of the last Swin block; the others grow linearly from 0.
+        ape_grid: side of an absolute position embedding, 0 (published) for none.
+    """
+
+    def __init__(
+        self,
+        size: SwinSize,
+        window_size: int,
+        text_config: BertConfig,
+        drop_path: float = 0.3,
+        ape_grid: int = 0,
+    ) -> None:
+        super().__init__()
+        text_config = copy.deepcopy(text_config)
+        text_config.num_hidden_layers = min(STAGE1_LAYERS, text_config.num_hidden_layers)
+        lang_dim, dims = text_config.hidden_size, size.stage_dims
+        rates = drop_path_rates(size.depths, drop_path)
+        self.temp = nn.Parameter(torch.ones(len(dims)))
+        self.backbone = nn.ModuleList(
+            VisionStage(size, i, window_size, rates[i], lang_dim, ape_grid)
+            for i in range(len(dims))
+        )
+        self.lang_stage1 = build_text_encoder(text_config)
+        # Within the encoder, because the published weights hold it there.
+        self.lang_stage1.encoder.proj = nn.Linear(lang_dim, ALIGN_DIM)
+        _init_text(self.lang_stage1.encoder.proj, text_config.initializer_range)
+        # Stage 1's own configuration knows which attention kernel transformers chose.
+        config = self.lang_stage1.config
+        self.lang_stage2 = LanguageStage(config, dims[1])
+        self.lang_stage3 = LanguageStage(config, dims[2])
+        self.lang_stage4 = LanguageStage(config, dims[3])
+        self.classifier = MaskPredictor(dims)
+
+    def forward(
+        self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, alignment: bool = False
+    ) -> Tensor | CrossVLTOutput:
+        """Segment what the sentences mean.
+
+        Args:
+            image: (B, 3, H, W) float, normalised; any H and W.
+            input_ids: (B, N_l) int64; the first is [CLS], which stands for the sentence.
+            attention_mask: (B, N_l), 1 = real token.
+            alignment: also give the similarity maps, for :func:`crossvlt_loss`; in train and in
+                eval mode alike.
+
+        Returns:
+            (B, 2, H, W) logits of background and object; the mask is their argmax over dim 1.
+            With ``alignment`` a :class:`CrossVLTOutput` of them and the similarity maps.
+        """
+        stages = cast("list[VisionStage]", list(self.backbone))
+        later = (self.lang_stage2, self.lang_stage3, self.lang_stage4)
+        first = self.lang_stage1.encoder.get_submodule("proj")
+        projections = (first, *(stage.proj for stage in later))
+        lang = self.lang_stage1(input_ids, attention_mask).last_hidden_state
+        x = stages[0].embed(image)
+        maps, similarity = [], []
+        for i, stage in enumerate(stages):
+            if i > 0:
+                lang = later[i - 1](lang, x.flatten(1, 2), attention_mask)
+            vis, fused, x = stage(x, lang, attention_mask)
+            maps.append(fused)
+            if alignment:
+                vis, sentence = stage.layers.proj(vis), projections[i](lang[:, 0])
+                similarity.append(self._similarity(vis, sentence, self.temp[i]))
+        logits = upsample(self.classifier(maps), image.shape[-2:])
+        return CrossVLTOutput(logits, similarity) if alignment else logits
+
+    @staticmethod
+    def _similarity(vis: Tensor, sentence: Tensor, temperature: Tensor) -> Tensor:
+        """(B, H, W, C) tokens, (B, C) sentences, scalar -> (B, 1, H, W), the cosine over it."""
+        # Under autocast both come in bfloat16, too coarse for a loss.
+        vis, sentence = vis.to(temperature.dtype), sentence.to(temperature.dtype)
+        return F.cosine_similarity(vis, sentence[:, None, None], dim=-1)[:, None] / temperature
+
+    def unused_parameters(self) -> list[str]:
+        """Names of the parameters that no output depends on: the gate of the last stage."""
+        gate = f"backbone.{len(self.backbone) - 1}.layers.linear1."
+        return [name for name, _ in self.named_parameters() if name.startswith(gate)]
+
+
+def _init_text(module: nn.Module, std: float) -> None:
+    """Normal weights and zero biases for the linear layers, as BERT starts (std 0.02 there)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=std)
+            nn.init.zeros_(part.bias)
+
+
+def alignment_losses(similarity: list[Tensor], target: Tensor) -> Tensor:
+    """Binary cross entropy of each similarity map, taken as logits of the object.
+
+    Args:
+        similarity: maps (B, 1, H_i, W_i), resized here to the target.
+        target: (B, H, W) int64 in {0, 1}.
+
+    Returns:
+        One value per map, each the mean over all pixels.
+    """
+    truth = target[:, None].to(similarity[0].dtype)
+    size = target.shape[-2:]
+    return torch.stack(
+        [F.binary_cross_entropy_with_logits(upsample(m, size), truth) for m in similarity]
+    )
+
+
+def crossvlt_loss(
+    output: CrossVLTOutput, target: Tensor, segmentation: Loss = cross_entropy
+) -> Tensor:
+    """Twice the segmentation loss plus the alignment losses of the four stages.
+
+    Args:
+        output: of ``model(..., alignment=True)``.
+        target: (B, H, W) int64 in {0, 1}, of the logits' size.
+        segmentation: loss of the logits; published is weighted cross entropy.
+
+    Returns:
+        Scalar.
+    """
+    aligned = alignment_losses(output.similarity, target).sum()
+    return 2 * segmentation(output.logits, target) + aligned
+
+
+def parameter_group(name: str) -> str | None:
+    """The optimiser's group of a parameter, None for those the release never updates.
+
+    Those are BERT's embeddings and ``temp``: the temperatures stay 1.
+
+    Args:
+        name: in :class:`CrossVLT`.
+    """
+    part = name.split(".")[0]
+    if part == "backbone":
+        exempt = any(word in name for word in NO_DECAY)
+        return "backbone_no_decay" if exempt else "backbone"
+    if part == "temp" or name.startswith("lang_stage1.embeddings."):
+        return None
+    return "decoder" if part == "classifier" else part
+
+
+def imagenet_name(name: str) -> str | None:
+    """What an ImageNet Swin calls a weight of ``backbone``, None for what it does not have.
+
+    Args:
+        name: within ``backbone``, like ``0.layers.blocks.1.norm1.weight``.
+
+    Returns:
+        Like ``layers.0.blocks.1.norm1.weight``, the official layout.
+    """
+    index, _, rest = name.partition(".")
+    if rest.startswith(("layers.blocks.", "layers.downsample.")):
+        return f"layers.{index}.{rest.removeprefix('layers.')}"
+    return rest if rest.startswith(("patch_embed.", "absolute_pos_embed")) else None
+
+
+def complete_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with ``temp``, which the published weights lack; it is ones there.
+
+    Args:
+        state: of this model, published or our own; not changed. BERT's ``position_ids``, which
+            old versions of transformers store, are left out.
+    """
+    kept = {k: v for k, v in state.items() if not k.endswith("embeddings.position_ids")}
+    return {"temp": torch.ones(4)} | kept
+
+
+def load_text_stage1(model: CrossVLT, bert: BertModel) -> None:
+    """Fill language stage 1 with the embeddings and first layers of a pretrained BERT.
+
+    Args:
+        model: whose stage 1 is filled; its [CLS] projection stays.
+        bert: with as many layers as stage 1, or more.
+
+    Raises:
+        InputError: it has fewer layers, or is of another size.
+    """
+    stage = model.lang_stage1
+    layers = bert.encoder.layer[: len(stage.encoder.layer)]
+    if len(layers) < len(stage.encoder.layer):
+        raise InputError(
+            f"this BERT has {len(layers)} layers, not the {len(stage.encoder.layer)} of the "
+            "language encoder's stage 1: give one with more by --ck_bert"
+        )
+    try:
+        stage.embeddings.load_state_dict(bert.embeddings.state_dict())
+        for own, pretrained in zip(stage.encoder.layer, layers, strict=True):
+            own.load_state_dict(pretrained.state_dict())
+    except RuntimeError as e:
+        raise InputError("the BERT weights do not fit the width or vocabulary asked for") from e

@@ -1,0 +1,120 @@
+"""Train, resume, test: the scripts as a user starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import test as test_script
+import train as train_script
+from lib.metrics import PRECISION_AT
+from tests.scripts import Shapes, jsonl, run
+
+
+@pytest.fixture(scope="module")
+def trained(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where two epochs were trained without interruption."""
+    cwd = tmp_path_factory.mktemp("trained")
+    done = run(cwd, "train.py", *shapes.train_options, "--epochs", "2", "--model_id", "whole")
+    assert done.returncode == 0, done.stderr
+    return cwd
+
+
+def test_training_leaves_what_it_promises(trained: Path) -> None:
+    folder = trained / "models" / "whole"
+    assert "oIoU" in (folder / "log.txt").read_text()
+    assert json.loads((folder / "args.json").read_text())["model_id"] == "whole"
+    records = jsonl(folder / "metrics.jsonl")
+    steps = [r for r in records if r["kind"] == "step"]
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    assert [r["epoch"] for r in epochs] == [0, 1]
+    assert [r["step"] for r in steps] == list(range(1, len(steps) + 1))
+    assert all(0 <= e["val"]["oIoU"] <= 100 for e in epochs)
+    best = max(e["val"]["oIoU"] for e in epochs)
+    for which in ("best", "last"):
+        path = trained / "checkpoints" / f"model_{which}_whole.pth"
+        content = torch.load(path, weights_only=True)
+        assert set(content) >= {"model", "bert_model", "optimizer", "lr_scheduler", "epoch", "args"}
+        assert content["best_oIoU"] == best
+    assert content["epoch"] == 1
+
+
+def test_resumed_run_equals_the_uninterrupted_one(
+    trained: Path, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same samples, same expressions, same dropout: same weights, to the bit."""
+    options = [*shapes.train_options, "--epochs", "2", "--model_id", "parts"]
+    first = run(tmp_path, "train.py", *options, "--stop_after", "1")
+    assert first.returncode == 0, first.stderr
+    last = tmp_path / "checkpoints" / "model_last_parts.pth"
+    second = run(tmp_path, "train.py", *options, "--resume", str(last))
+    assert second.returncode == 0, second.stderr
+    whole = torch.load(trained / "checkpoints" / "model_last_whole.pth", weights_only=True)
+    parts = torch.load(last, weights_only=True)
+    for key in ("model", "bert_model"):
+        for name, value in whole[key].items():
+            assert torch.equal(value, parts[key][name]), name
+    assert whole["lr_scheduler"] == parts["lr_scheduler"]
+    assert whole["best_oIoU"] == parts["best_oIoU"]
+    losses = [
+        [r["loss"] for r in jsonl(folder / "metrics.jsonl") if r["kind"] == "step"]
+        for folder in (trained / "models" / "whole", tmp_path / "models" / "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_evaluation_prints_and_writes_the_metrics(trained: Path, shapes: Shapes) -> None:
+    done = run(
+        trained,
+        "test.py",
+        *shapes.options,
+        *("--resume", "checkpoints/model_best_whole.pth", "--split", "val,testA", "--control"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Final results:\nMean IoU is ") == 2
+    written = json.loads((trained / "models/lavt/results_refcoco_unc_val_testA.json").read_text())
+    assert set(written["splits"]) == {"val", "testA"}
+    val = written["splits"]["val"]
+    assert set(val["all"]["precision"]) == {str(k) for k in PRECISION_AT}
+    assert f"    overall IoU = {val['all']['oIoU']:.2f}" in done.stdout
+    assert any(name.startswith("kind: ") for name in val)
+    assert val["same, sentence of another object"]["samples"] > 0
+    kinds = [m["samples"] for name, m in val.items() if name.startswith("kind: ")]
+    assert sum(kinds) == val["all"]["samples"]
+    assert len(written["checkpoint"]["sha256"]) == 64
+
+
+def test_batch_size_and_workers_do_not_change_counts(
+    trained: Path, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = str(trained / "checkpoints" / "model_best_whole.pth")
+    found = []
+    for i, extra in enumerate((["-b", "1"], ["-b", "5"], ["-b", "5", "-j", "2"])):
+        out = tmp_path / f"{i}.json"
+        test_script.main(
+            [*shapes.options, *extra, "--resume", checkpoint, "--split", "val", "--results", str(out)]
+        )
+        found.append(json.loads(out.read_text())["splits"]["val"]["all"])
+    assert found[0] == found[1] == found[2]
+
+
+def test_lavt_one_saves_one_dictionary(
+    shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train_script.main([*shapes.train_options, "--model", "lavt_one", "--epochs", "1"])
+    content = torch.load("checkpoints/model_last_lavt.pth", weights_only=True)
+    assert "bert_model" not in content
+    assert any(name.startswith("text_encoder.") for name in content["model"])
+    test_script.main(
+        [
+            *shapes.options,
+            *("--model", "lavt_one", "--resume", "checkpoints/model_last_lavt.pth"),
+            *("--split", "testB", "--results", "r.json"),
+        ]
+    )
+    assert json.loads(Path("r.json").read_text())["splits"]["testB"]["all"]["samples"] > 0

@@ -1,0 +1,43 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from lib.config import SWIN_SIZES, SwinSize
+from lib.lavt import LAVT
+from lib.segmentation import build_model
+
+# Two cores are everybody's; more threads would also change the last bits of sums.
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+Build = Callable[..., LAVT]
+
+
+@pytest.fixture
+def text_config() -> BertConfig:
+    """A BERT of a few thousand parameters."""
+    return BertConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=24,
+    )
+
+
+@pytest.fixture
+def build_nano(monkeypatch: pytest.MonkeyPatch, text_config: BertConfig) -> Build:
+    """Builds models whose Swin is far smaller than any published, ``--swin_type nano``."""
+    monkeypatch.setitem(SWIN_SIZES, "nano", SwinSize(8, (2, 2, 2, 2), (1, 2, 4, 8)))
+
+    def build(name: str = "lavt", **options: object) -> LAVT:
+        chosen = {"swin_type": "nano", "window_size": 7, "text_config": text_config} | options
+        return build_model(name, **chosen)  # type: ignore[arg-type]
+
+    return build

@@ -1,0 +1,67 @@
+"""Started by torchrun from test_ddp.py: one backward pass under DDP, gradients to a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import BertConfig
+
+import utils
+from lib import optim
+from lib.lavt import LAVT
+from lib.losses import cross_entropy
+from lib.segmentation import build_model
+from train import wrap
+
+
+def model() -> LAVT:
+    """A small model whose every parameter differs from zero, the same in every process."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    built = build_model(
+        "lavt_one", swin_type="micro", window_size=7, text_config=config, drop_path=0.0
+    )
+    optim.freeze_unused(built, optim.parameter_groups(built, 0.01, lang_layers=2))
+    return built.double().train()
+
+
+def shard(rank: int) -> tuple[torch.Tensor, ...]:
+    """The batch of a process: two samples of its own."""
+    g = torch.Generator().manual_seed(100 + rank)
+    image = torch.randn(2, 3, 56, 56, generator=g, dtype=torch.float64)
+    ids = torch.randint(1, 60, (2, 8), generator=g)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    target = (torch.rand(2, 56, 56, generator=g) > 0.7).long()
+    return image, ids, mask, target
+
+
+def gradients(wrapped: torch.nn.Module, bare: LAVT, rank: int) -> dict[str, torch.Tensor]:
+    """Gradients of the loss of a process' batch."""
+    *inputs, target = shard(rank)
+    cross_entropy(wrapped(*inputs), target).backward()
+    return {n: p.grad.clone() for n, p in bare.named_parameters() if p.grad is not None}
+
+
+def main() -> None:
+    info = utils.init_distributed("cpu")
+    bare = model()
+    found = gradients(wrap(bare, info), bare, info.rank)
+    torch.save(found, Path(sys.argv[1]) / f"rank{info.rank}.pt")
+    utils.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

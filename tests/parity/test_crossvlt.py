@@ -1,0 +1,318 @@
+"""CrossVLT beside its release: weights' names, forward pass, losses and three training steps."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from benchmarks import golden
+from lib import optim
+from lib.config import SWIN_SIZES
+from lib.crossvlt import (
+    CrossVLT,
+    CrossVLTOutput,
+    alignment_losses,
+    crossvlt_loss,
+    parameter_group,
+)
+from lib.losses import cross_entropy
+
+CASES = {"tiny96": ("tiny", 7), "base96": ("base", 12)}  # Swin size and window
+PRECISIONS = ("float32", "float64")
+MAX_TOKENS = 21
+# Norms of gradients below this are rounding: InstanceNorm or softmax cancels these biases. AdamW's
+# first steps are as long for them as for the others.
+RESIDUE = 1e-6
+
+
+def empty(name: str) -> CrossVLT:
+    """The model of a case without the random parts of training, weights fresh."""
+    swin, window = CASES[name]
+    text = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return CrossVLT(SWIN_SIZES[swin], window, text, drop_path=0.0)
+
+
+@lru_cache(maxsize=1)
+def _formula_model(name: str) -> CrossVLT:
+    model = empty(name)
+    golden.fill(model)
+    return model.eval()
+
+
+def formula_model(name: str) -> CrossVLT:
+    """A copy, to be changed, of the model with the release's formula weights."""
+    return copy.deepcopy(_formula_model(name))
+
+
+def inputs(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Picture, ids and mask of a case."""
+    case = golden.read_json("cross_cases.json")[name]
+    ids, mask = golden.tokens(case["token_seed"], case["word_pieces"], MAX_TOKENS)
+    return golden.image(case["image_seed"], case["image_shape"]).to(dtype), ids, mask
+
+
+def targets(name: str) -> tuple[Tensor, Tensor]:
+    """Target of a case at 96x96, and enlarged to 480x480, where the release aligns."""
+    discs = golden.read_json("cross_cases.json")[name]["target_discs"]
+    target = golden.discs(discs, (96, 96))
+    return target, target.repeat_interleave(5, 1).repeat_interleave(5, 2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_names_shapes_and_order_of_the_weights(name: str) -> None:
+    with torch.device("meta"):
+        model = empty(name)
+    own = [
+        [k, list(v.shape), str(v.dtype).removeprefix("torch.")]
+        for k, v in model.state_dict().items()
+    ]
+    assert own == golden.read_json(f"keys_cross_{CASES[name][0]}_train.json")
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters == golden.read_json("cross_cases.json")[name]["params"]
+
+
+def groups(model: CrossVLT) -> list[dict[str, Any]]:
+    """The optimiser's groups, in the form of :func:`lib.optim.parameter_groups`."""
+    members: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        group = parameter_group(name)
+        if group is not None:
+            members.setdefault(group, []).append(name)
+    return [
+        {
+            "name": group,
+            "params": [model.get_parameter(n) for n in names],
+            "param_names": names,
+            "weight_decay": 0.0 if group == "backbone_no_decay" else 0.01,
+        }
+        for group, names in members.items()
+    ]
+
+
+def test_parameter_groups() -> None:
+    published = golden.read_json("cross_train_tiny96_float64.json")
+    with torch.device("meta"):
+        model = empty("tiny96")
+    own = groups(model)
+    by_first = {g["param_names"][0]: g for g in own}
+    for expected in published["groups"]:
+        group = by_first[expected["params"][0]]
+        assert group["param_names"] == expected["params"]
+        assert group["weight_decay"] == expected["weight_decay"]
+    assert len(own) == len(published["groups"])
+    assert sorted(len(g["params"]) for g in own) == [20, 34, 34, 34, 76, 98, 193]
+    assert optim.not_optimised(model, own) == published["not_optimised"]
+    assert model.unused_parameters() == published["no_grad"]
+
+
+class Training(NamedTuple):
+    """What three steps left behind."""
+
+    losses: list[list[float]]  # total, twice the cross entropy, sum of the alignments
+    gradient: dict[str, float | None]  # norms at step 1
+    after: dict[int, dict[str, list[float]]]  # by step, sum and norm of every tensor
+    sizes: dict[str, int]
+
+
+def sums(tensors: dict[str, Tensor]) -> dict[str, list[float]]:
+    return {k: [v.double().sum().item(), v.double().norm().item()] for k, v in tensors.items()}
+
+
+def train(precision: str) -> Training:
+    """Three steps on the same batch, as the release's were measured."""
+    meta = golden.read_json(f"cross_train_tiny96_{precision}.json")
+    dtype = getattr(torch, precision)
+    model = formula_model("tiny96").to(dtype).train()
+    batch, (target, enlarged) = inputs("tiny96", dtype), targets("tiny96")
+    optimizer = optim.build_optimizer(groups(model), meta["lr"], meta["wd"])
+    schedule = optim.poly_schedule(optimizer, meta["total_steps"], meta["power"])
+    result = Training([], {}, {}, {k: v.numel() for k, v in model.state_dict().items()})
+    for step in (1, 2, 3):
+        output = model(*batch, alignment=True)
+        ce = 2 * cross_entropy(output.logits, target)
+        alignment = alignment_losses(output.similarity, enlarged).sum()
+        total = ce + alignment
+        result.losses.append([total.item(), ce.item(), alignment.item()])
+        optimizer.zero_grad()
+        total.backward()
+        if step == 1:
+            for name, p in model.named_parameters():
+                result.gradient[name] = None if p.grad is None else p.grad.norm().item()
+        optimizer.step()
+        schedule.step()
+        if step != 2:
+            result.after[step] = sums(model.state_dict())
+    return result
+
+
+def test_three_training_steps_in_double_precision() -> None:
+    published = golden.read_json("cross_train_tiny96_float64.json")
+    own = train("float64")
+    np.testing.assert_allclose(own.losses, published["losses_total_2ce_align"], rtol=0, atol=1e-6)
+    assert [k for k, v in own.gradient.items() if v is None] == published["no_grad"]
+    norms = {k: v for k, v in published["grad_norm"].items() if v is not None}
+    assert {k: own.gradient[k] for k in norms} == pytest.approx(norms, rel=1e-6, abs=1e-12)
+    for step, key in ((1, "after_step1"), (3, "after_last")):
+        for name, expected in published[key].items():
+            assert own.after[step][name] == pytest.approx(expected, rel=1e-6, abs=1e-6), name
+    for name, expected in published["buffers_after_last"].items():
+        assert own.after[3][name] == pytest.approx(expected, rel=1e-6), name
+
+
+def test_three_training_steps_in_single_precision() -> None:
+    # AdamW's first steps are sign-like and amplify rounding, so that tolerances grow.
+    published = golden.read_json("cross_train_tiny96_float32.json")
+    own = train("float32")
+    for losses, expected, atol in zip(
+        own.losses, published["losses_total_2ce_align"], (1e-5, 1e-3, 1e-2), strict=True
+    ):
+        np.testing.assert_allclose(losses, expected, rtol=0, atol=atol)
+    norms = {k: v for k, v in published["grad_norm"].items() if v is not None and v > RESIDUE}
+    assert {k: own.gradient[k] for k in norms} == pytest.approx(norms, rel=2e-3)
+    for step, key in ((1, "after_step1"), (3, "after_last")):
+        for name in norms:
+            total, norm = own.after[step][name]
+            # As far as elements of random sign, each moved by a full step, move their sum.
+            far = 2 * step * published["lr"] * own.sizes[name] ** 0.5
+            assert total == pytest.approx(published[key][name][0], rel=0, abs=far), name
+            assert norm == pytest.approx(published[key][name][1], rel=1e-4), name
+    for name, expected in published["buffers_after_last"].items():
+        np.testing.assert_allclose(own.after[3][name], expected, rtol=0.1, err_msg=name)
+
+
+class Run(NamedTuple):
+    """A forward pass in both precisions."""
+
+    name: str
+    case: dict[str, Any]
+    published: dict[str, golden.Array]
+    measured: dict[str, dict[str, Tensor]]  # by precision, then by the release's name
+    output: dict[str, CrossVLTOutput]  # by precision
+
+
+def record(model: CrossVLT, batch: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], CrossVLTOutput]:
+    """Everything of the network that the release was measured at, by the name it has there."""
+    seen: dict[str, Any] = {}
+
+    def keep(module: nn.Module, name: str) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen[name] = output
+
+        handles.append(module.register_forward_hook(hook))
+
+    handles: list[Any] = []
+    for i in range(1, 5):
+        language = model.get_submodule(f"lang_stage{i}")
+        keep(language, f"lang{i}")
+        keep(language.get_submodule("encoder.proj" if i == 1 else "proj"), f"cls{i}")
+        keep(model.get_submodule(f"backbone.{i - 1}"), f"stage{i}")
+        keep(model.get_submodule(f"backbone.{i - 1}.layers.proj"), f"xproj{i}")
+    keep(model.get_submodule("backbone.3.layers.attn1"), "fused4")
+    keep(model.classifier, "low")
+    with torch.no_grad():
+        output = model(*batch, alignment=True)
+        # The release computes the last gate too, and uses it nowhere.
+        fused, vis = seen.pop("fused4"), seen["stage4"][0]
+        last = vis + model.get_submodule("backbone.3.layers.linear1")(fused) * fused
+    for handle in handles:
+        handle.remove()
+    seen["lang1"] = seen["lang1"].last_hidden_state
+    for i in range(1, 5):
+        _, seen[f"stage{i}"], onward = seen[f"stage{i}"]
+        seen[f"next{i}"] = (last if onward is None else onward).flatten(1, 2)
+        seen[f"xproj{i}"] = seen[f"xproj{i}"].flatten(1, 2)
+        seen[f"sim{i}"] = output.similarity[i - 1]
+    return seen | {"logits": output.logits}, output
+
+
+@pytest.fixture(scope="module", params=CASES)
+def run(request: pytest.FixtureRequest) -> Run:
+    name = request.param
+    case = golden.read_json("cross_cases.json")[name]
+    model = formula_model(name)
+    with torch.no_grad():
+        model.get_parameter("classifier.conv1_1.bias").copy_(torch.tensor(case["head_bias"]))
+    measured, output = {}, {}
+    for precision in PRECISIONS:
+        dtype = getattr(torch, precision)
+        measured[precision], output[precision] = record(model.to(dtype), inputs(name, dtype))
+    return Run(name, case, golden.read_arrays(f"cross_{name}.npz"), measured, output)
+
+
+def test_inputs(run: Run) -> None:
+    _, ids, mask = inputs(run.name, torch.float32)
+    assert np.array_equal(ids, run.published["ids"])
+    assert np.array_equal(mask, run.published["mask"])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("part", ["lang", "xproj", "stage", "next", "cls", "sim"])
+def test_each_stage(run: Run, part: str, precision: str) -> None:
+    atol = 2e-5 if part in ("lang", "cls", "sim") else 1e-4  # the release's own rounding is half
+    for i in range(1, 5):
+        own, key = run.measured[precision][f"{part}{i}"], f"{part}{i}"
+        if f"{key}_shape" in run.published:
+            assert own.shape == tuple(run.published[f"{key}_shape"])
+        if key in run.published:
+            np.testing.assert_allclose(own, run.published[key], rtol=0, atol=atol, err_msg=key)
+        else:
+            sample = run.published[f"{key}_sample"]
+            np.testing.assert_allclose(
+                golden.sample(own, 512), sample, rtol=0, atol=atol, err_msg=key
+            )
+            mean = run.published[f"{key}_mean"]
+            np.testing.assert_allclose(own.double().mean(), mean, rtol=0, atol=1e-6, err_msg=key)
+        if f"{key}_std" in run.published:
+            std = own.double().std(correction=0)
+            np.testing.assert_allclose(std, run.published[f"{key}_std"], rtol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_logits(run: Run, precision: str) -> None:
+    own = run.measured[precision]
+    np.testing.assert_allclose(own["low"], run.published["low"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(own["logits"], run.published["logits"], rtol=0, atol=1e-4)
+    logits = own["logits"].double()
+    np.testing.assert_allclose(logits.sum((2, 3)), run.published["logits_sum"], rtol=1e-5)
+    squares = logits.square().sum((2, 3))
+    np.testing.assert_allclose(squares, run.published["logits_sumsq"], rtol=1e-5)
+    mask = logits.argmax(1).numpy()
+    published = np.unpackbits(run.published["argmax_bits"])[: mask.size].reshape(mask.shape)
+    decided = (logits[:, 0] - logits[:, 1]).abs().numpy() > 1e-4
+    assert decided.mean() > 0.99
+    assert np.array_equal(mask[decided], published[decided])
+
+
+def test_double_precision_is_as_far_from_the_releases_single_precision_as_its_own(
+    run: Run,
+) -> None:
+    # Of the release's float64 pass, its distance from float32 is what was kept.
+    own = run.measured["float64"]
+    for key, distance in zip(
+        ("logits", "sim1", "sim2", "sim3", "sim4"),
+        run.case["max_abs_diff_fp32_vs_fp64"],
+        strict=True,
+    ):
+        measured = np.abs(own[key].numpy() - run.published[key]).max()
+        assert measured == pytest.approx(distance, rel=0, abs=1e-12), key
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_losses(run: Run, precision: str) -> None:
+    output, (target, enlarged) = run.output[precision], targets(run.name)
+    ce = cross_entropy(output.logits, target)
+    assert ce.item() == pytest.approx(run.case["ce"], abs=1e-5)
+    large = alignment_losses(output.similarity, enlarged)
+    np.testing.assert_allclose(large, run.case["align_480"], rtol=0, atol=1e-5)
+    small = alignment_losses(output.similarity, target)
+    np.testing.assert_allclose(small, run.case["align_input_size"], rtol=0, atol=1e-5)
+    assert (2 * ce + large.sum()).item() == pytest.approx(run.case["total_480"], abs=1e-5)
+    total = crossvlt_loss(output, target).item()
+    assert total == pytest.approx(2 * run.case["ce"] + sum(run.case["align_input_size"]), abs=1e-5)

@@ -1,0 +1,104 @@
+"""Pictures and masks bit for bit as the release prepares them (golden/preprocessing.*)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.transforms import Preprocess, normalize
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES: dict[str, dict[str, Any]] = json.loads((GOLDEN / "preprocessing.json").read_text())["cases"]
+SAMPLES = 2048
+
+
+def make_picture(width: int, height: int, seed: int) -> Image.Image:
+    """Ramps and noise, after the golden files' formula."""
+    y, x = np.mgrid[:height, :width]
+    ramps = [x * 255 // (width - 1), y * 255 // (height - 1), (x + 2 * y) * 3 % 256]
+    noise = np.random.RandomState(seed).randint(-20, 21, size=(height, width, 3))
+    return Image.fromarray((np.stack(ramps, axis=2) + noise).clip(0, 255).astype(np.uint8))
+
+
+def make_mask(width: int, height: int) -> np.ndarray:
+    """A disc, after the golden files' formula."""
+    y, x = np.mgrid[:height, :width]
+    radius = min(height, width) // 4
+    return (y - height // 2 - 3) ** 2 + (x - width // 3) ** 2 <= radius**2
+
+
+def thin(values: np.ndarray) -> np.ndarray:
+    return values.ravel()[:: max(1, values.size // SAMPLES)][:SAMPLES]
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "preprocessing.npz") as content:
+        return dict(content)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_picture(name: str, stored: dict[str, np.ndarray]) -> None:
+    case = CASES[name]
+    picture = make_picture(case["width"], case["height"], case["seed"])
+    assert np.asarray(picture).sum(axis=(0, 1)).tolist() == case["input_sum"]
+    resized = Preprocess(480).image(picture)
+    assert resized.sum(dim=(1, 2)).tolist() == case["resized_uint8_sum"]
+    hwc = resized.permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(thin(hwc), stored[f"{name}_uint8_sample"])
+    result = normalize(resized[None])[0]
+    np.testing.assert_array_equal(thin(result.numpy()), stored[f"{name}_image_sample"])
+    sums = result.double().sum(dim=(1, 2))
+    np.testing.assert_allclose(sums, case["norm_sum"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["array", "L", "P"])
+@pytest.mark.parametrize("name", CASES)
+def test_mask(name: str, kind: str, stored: dict[str, np.ndarray]) -> None:
+    case = CASES[name]
+    drawn: Any = make_mask(case["width"], case["height"])
+    assert drawn.sum() == case["input_mask_sum"]
+    if kind != "array":
+        drawn = Image.fromarray(drawn.astype(np.uint8))
+    if kind == "P":
+        drawn.putpalette(bytes(range(256)) * 3)
+        assert drawn.mode == "P"
+    mask = Preprocess(480).mask(drawn)
+    assert mask.dtype == torch.int64
+    assert mask.sum() == case["mask_sum"]
+    expected = np.unpackbits(stored[f"{name}_mask_bits"])[: 480 * 480].reshape(480, 480)
+    np.testing.assert_array_equal(mask, expected)
+    np.testing.assert_array_equal(mask.sum(dim=1), stored[f"{name}_mask_row_sums"])
+
+
+def test_both() -> None:
+    image, target = Preprocess(48)(make_picture(97, 211, 303), make_mask(97, 211))
+    assert image.shape == (3, 48, 48)
+    assert target.shape == (48, 48)
+    with pytest.raises(ValueError, match="img_size must be positive"):
+        Preprocess(0)
+
+
+def every_value() -> torch.Tensor:
+    return torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+
+
+def test_normalize_equals_torchvision() -> None:
+    transforms = pytest.importorskip("torchvision.transforms.functional")
+    pixels = every_value()
+    picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected = transforms.normalize(transforms.to_tensor(picture), mean, std)
+    assert torch.equal(normalize(pixels), expected.expand(2, -1, -1, -1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_normalize_is_the_same_on_a_gpu() -> None:
+    assert torch.equal(normalize(every_value().cuda()).cpu(), normalize(every_value()))

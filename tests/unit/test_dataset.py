@@ -1,0 +1,198 @@
+"""Samples: what they hold, and that they depend on their index alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bert import encode, load_tokenizer
+from bert.tokenizer import Tokenizer
+from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
+from data.transforms import normalize
+from lib.errors import InputError
+from refer import REFER
+from tests.refer_files import (
+    CC0_ROOT,
+    REAL_ROOT,
+    TINY_BERT,
+    default_instances,
+    default_refs,
+    make_ref,
+    write_root,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(TINY_BERT)
+
+
+@pytest.fixture
+def refer(tmp_path: Path) -> REFER:
+    return REFER(write_root(tmp_path), "refcoco", "unc")
+
+
+def test_samples_in_order(refer: REFER, tokenizer: Tokenizer) -> None:
+    dataset = ReferDataset(refer, "train", tokenizer, 32)
+    assert len(dataset) == 4
+    assert dataset.samples_of_ref == [[0, 1, 2], [3]]
+    assert [record.sentence for record in dataset.records] == [
+        "Left square",
+        "the RED one",
+        "a",
+        "right square",
+    ]
+    assert [record.sent_id for record in dataset.records] == [10, 11, 12, 20]
+    assert dataset.records[3].ann_id == 12
+    assert dataset.records[3].file_name == "COCO_train2014_000000000101.jpg"
+
+
+def test_sample(refer: REFER, tokenizer: Tokenizer) -> None:
+    dataset = ReferDataset(refer, "train", tokenizer, 32, max_tokens=6)
+    sample = dataset[1]
+    assert sample["image"].shape == (3, 32, 32)
+    assert sample["image"].dtype == torch.uint8
+    assert sample["target"].shape == (32, 32)
+    assert sample["target"].dtype == torch.int64
+    assert sample["target"].unique().tolist() == [0, 1]
+    ids, mask = encode(tokenizer, ["the RED one"], 6)
+    assert torch.equal(sample["input_ids"], ids[0])
+    assert torch.equal(sample["attention_mask"], mask[0])
+    assert sample["index"] == 1
+    again = dataset[1]
+    assert all(torch.equal(again[k], sample[k]) for k in ("image", "target", "input_ids"))
+
+
+def test_target_matches_the_picture(refer: REFER, tokenizer: Tokenizer) -> None:
+    """At the picture's own width nearest and bilinear are the identity along x."""
+    dataset = ReferDataset(refer, "train", tokenizer, 16)
+    expected = dataset.mask(0)
+    assert expected.sum() == 36
+    target = dataset[0]["target"].bool().numpy()
+    np.testing.assert_array_equal(target.any(axis=0), expected.any(axis=0))
+
+
+def test_overlap_is_background_unless_asked(refer: REFER, tokenizer: Tokenizer) -> None:
+    published = ReferDataset(refer, "train", tokenizer, 16)
+    union = ReferDataset(refer, "train", tokenizer, 16, union_masks=True)
+    assert published.mask(3).sum() == 64
+    assert union.mask(3).sum() == 68
+    assert not published.mask(3)[6:8, 6:8].any()
+    assert union.mask(3)[6:8, 6:8].all()
+
+
+def test_empty_and_punctuation_sentences(refer: REFER, tokenizer: Tokenizer) -> None:
+    dataset = ReferDataset(refer, "val", tokenizer, 16)
+    assert dataset[0]["attention_mask"].sum() == 5  # [CLS] ! ! ! [SEP]
+    assert dataset[1]["input_ids"][:3].tolist() == [2, 3, 0]
+    assert dataset[1]["attention_mask"].sum() == 2
+
+
+def test_refs_without_sentences_are_left_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    refs = [make_ref(1, 11, 101, "train", []), make_ref(2, 12, 101, "train", ["a"])]
+    refer = REFER(write_root(tmp_path, refs), "refcoco", "unc")
+    dataset = ReferDataset(refer, "train", tokenizer, 16)
+    assert dataset.samples_of_ref == [[0]]
+    assert dataset.records[0].ref_id == 2
+
+
+def test_unknown_split(refer: REFER, tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="choose from train, val, testA, testB"):
+        ReferDataset(refer, "testC", tokenizer, 16)
+
+
+def test_missing_images(refer: REFER, tokenizer: Tokenizer) -> None:
+    dataset = ReferDataset(refer, "train", tokenizer, 16)
+    dataset.check_images()
+    path = refer.image_path(101)
+    path.unlink()
+    with pytest.raises(InputError, match=r"1 of 1 images of .*train are missing: image .*101.jpg"):
+        dataset.check_images()
+    with pytest.raises(InputError, match=str(path)):
+        dataset[0]
+
+
+def test_one_pixel_picture(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    instances = default_instances()
+    instances["images"][0] |= {"width": 1, "height": 1}
+    refer = REFER(write_root(tmp_path, instances=instances), "refcoco", "unc")
+    Image.new("L", (1, 1), 9).save(refer.image_path(101))
+    sample = ReferDataset(refer, "train", tokenizer, 16)[0]
+    assert (sample["image"] == 9).all()
+    assert not sample["target"].any()
+
+
+def test_kinds(refer: REFER, tokenizer: Tokenizer) -> None:
+    dataset = ReferDataset(refer, "train", tokenizer, 16)
+    assert dataset.kinds() == {}
+    path = refer.DATA_DIR / "kinds.json"
+    path.write_text(json.dumps({"10": "location", "11": "attribute"}))
+    assert dataset.kinds() == {10: "location", 11: "attribute"}
+    for text in ("[]", "{", '{"a": "b"}'):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"kinds\.json"):
+            dataset.kinds()
+
+
+def test_other_object(refer: REFER, tokenizer: Tokenizer) -> None:
+    dataset = ReferDataset(refer, "train", tokenizer, 16)
+    assert [dataset.other_object(i) for i in range(3)] == [3, 3, 3]
+    assert dataset.other_object(3) in (0, 1, 2)
+    assert dataset.other_object(3) == dataset.other_object(3)
+    assert ReferDataset(refer, "val", tokenizer, 16).other_object(0) is None
+
+
+def test_other_object_is_not_another_name(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    refs = default_refs()
+    refs[1]["ann_id"] = 11  # a second reference of the same object
+    refer = REFER(write_root(tmp_path, refs), "refcoco", "unc")
+    control = OtherObjectSentences(ReferDataset(refer, "train", tokenizer, 16))
+    assert control.indices == []
+
+
+def test_control_swaps_the_sentence_only(tokenizer: Tokenizer) -> None:
+    dataset = ReferDataset(REFER(CC0_ROOT, "refcoco", "unc"), "train", tokenizer, 24)
+    control = OtherObjectSentences(dataset)
+    assert len(control) == len(dataset)
+    assert control.indices
+    for i in control.indices:
+        other = dataset.other_object(i)
+        assert other is not None
+        assert dataset.records[other].image_id == dataset.records[i].image_id
+        assert dataset.records[other].ann_id != dataset.records[i].ann_id
+    i = control.indices[0]
+    right, wrong = dataset[i], control[i]
+    assert wrong["index"] == i
+    assert torch.equal(right["image"], wrong["image"])
+    assert torch.equal(right["target"], wrong["target"])
+    assert torch.equal(wrong["input_ids"], dataset.input_ids[dataset.other_object(i)])
+
+
+@pytest.mark.skipif(not REAL_ROOT.is_dir(), reason="no real subset beside the checkout")
+def test_real_subset(tokenizer: Tokenizer) -> None:
+    refer = REFER(REAL_ROOT, "refcoco", "unc")
+    sizes: Counter[str] = Counter()
+    for split in ("train", "val", "testA", "testB"):
+        dataset = ReferDataset(refer, split, tokenizer, 32)
+        dataset.check_images()
+        sizes[split] = len(dataset.samples_of_ref)
+        assert dataset[len(dataset) - 1]["target"].max() <= 1
+    assert sizes == {"train": 212, "val": 1, "testA": 10, "testB": 4}
+
+
+def test_normalize_in_every_mode() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    with torch.inference_mode():
+        inside = normalize(pixels).clone()
+    outside = normalize(pixels)
+    assert outside.dtype == torch.float32
+    assert torch.equal(inside, outside)
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+    (normalize(pixels) * weight).sum().backward()
+    assert weight.grad is not None

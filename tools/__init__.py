@@ -1,0 +1,1 @@
+"""Commands beside the main scripts: python -m tools.<name>."""

@@ -112,7 +112,11 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     g.add_argument("--val_expressions", choices=("one", "all"), default="one", help="per object")
     g.add_argument("--eval_every", type=int, default=1, metavar="N", help="epochs")
     g.add_argument(
-        "--stop_after", type=int, default=0, metavar="N", help="stop after N epochs, to resume later"
+        "--stop_after",
+        type=int,
+        default=0,
+        metavar="N",
+        help="stop after N epochs",
     )
     g.add_argument("--text_from_scratch", action="store_true", help="load no BERT weights")
     args = p.parse_args(argv)

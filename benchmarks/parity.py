@@ -43,9 +43,7 @@ def training(precision: str) -> Check:
     """The check of three training steps in one precision."""
     return Check(
         f"training, {precision}",
-        lambda: checks.training_rows(
-            checks.run_training(getattr(torch, precision)), precision
-        ),
+        lambda: checks.training_rows(checks.run_training(getattr(torch, precision)), precision),
     )
 
 

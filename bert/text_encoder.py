@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from os import PathLike, fspath
-from pathlib import Path
 
 from transformers import BertConfig, BertModel
 
+from bert import hub
 from lib.errors import InputError
 
-FILES_HELP = (
-    "put config.json, vocab.txt, tokenizer_config.json and model.safetensors (or "
-    "pytorch_model.bin) of bert-base-uncased into one folder and give it as --ck_bert FOLDER "
-    "--bert_tokenizer FOLDER"
-)
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_config(source: BertConfig | str | PathLike[str]) -> BertConfig:
@@ -24,13 +20,11 @@ def load_config(source: BertConfig | str | PathLike[str]) -> BertConfig:
     """
     if isinstance(source, BertConfig):
         return source
-    name = fspath(source)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise InputError(f"no config.json in {name}: {FILES_HELP}")
+    name, offline = hub.locate(source, ("config.json",), "BERT")
     try:
-        return BertConfig.from_pretrained(name)
-    except (OSError, ValueError) as e:
-        raise InputError(_unreachable(name, e)) from e
+        return BertConfig.from_pretrained(name, local_files_only=offline)
+    except (OSError, ValueError, TypeError) as e:
+        raise hub.failure("BERT's config.json of", name, e) from e
 
 
 def build_text_encoder(source: BertConfig | str | PathLike[str]) -> BertModel:
@@ -44,17 +38,12 @@ def load_pretrained(encoder: BertModel, source: str | PathLike[str]) -> None:
     Raises:
         InputError: no weights to be had, or of another size.
     """
-    name = fspath(source)
+    name, offline = hub.locate(source, WEIGHTS, "BERT")
     try:
-        loaded = BertModel.from_pretrained(name, add_pooling_layer=False)
-    except (OSError, ValueError) as e:
-        raise InputError(_unreachable(name, e)) from e
+        loaded = BertModel.from_pretrained(name, add_pooling_layer=False, local_files_only=offline)
+    except Exception as e:  # damaged files surface as errors of several libraries
+        raise hub.failure("BERT's weights of", name, e) from e
     try:
         encoder.load_state_dict(loaded.state_dict())
     except RuntimeError as e:
-        raise InputError(f"the BERT weights of {name} do not fit its config.json") from e
-
-
-def _unreachable(name: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"cannot load BERT from '{name}' ({first_line[:160]}): {FILES_HELP}"
+        raise InputError(f"the BERT weights of {fspath(source)} do not fit its config.json") from e

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bert import hub
 from lib.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,13 +21,9 @@ if TYPE_CHECKING:
 else:
     Tokenizer = object
 
-FILES = "config.json, vocab.txt, tokenizer_config.json and model.safetensors (or pytorch_model.bin)"
-REMEDY = f"put {FILES} into a folder and pass it as --bert_tokenizer FOLDER --ck_bert FOLDER"
-HUB_TIMEOUT = 10.0  # seconds
 PAD_ID = 0
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
-HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*\w", re.ASCII)
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
@@ -46,21 +39,7 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     Raises:
         InputError: no vocabulary there, or no network and the name not in the hub's cache.
     """
-    name = str(name_or_dir)
-    folder = os.path.expanduser(name)
-    if os.path.isdir(folder):
-        if not any(os.path.isfile(os.path.join(folder, file)) for file in VOCABULARIES):
-            raise InputError(f"folder {folder} has no vocab.txt: {REMEDY}")
-        return _load(folder, offline=True)
-    if not HUB_NAME.fullmatch(name) or os.path.exists(folder):
-        raise InputError(f"'{name}' is neither a folder nor a name on the hub: {REMEDY}")
-    offline = _cached(name)
-    if not offline and not hub_answers(name):
-        raise InputError(
-            f"tokenizer '{name}' is neither a folder nor in the cache, and the hub cannot be "
-            f"reached: {REMEDY}"
-        )
-    return _load(name, offline)
+    return _load(*hub.locate(name_or_dir, VOCABULARIES, "tokenizer"))
 
 
 def encode(
@@ -107,48 +86,6 @@ def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     )["input_ids"]
 
 
-def hub_answers(name: str) -> bool:
-    """Whether the hub can be asked for a model's files.
-
-    transformers itself retries for minutes where there is no network.
-
-    Args:
-        name: of the model.
-
-    Returns:
-        True where the hub answered at all, within `HUB_TIMEOUT` seconds.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    request = urllib.request.Request(
-        f"{constants.ENDPOINT}/{name}/resolve/main/config.json", method="HEAD"
-    )
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(request, timeout=HUB_TIMEOUT):
-                answered.set()
-        except urllib.error.HTTPError:  # an answer too; transformers explains it
-            answered.set()
-        except (OSError, ValueError):
-            pass
-
-    # A thread, because looking up the host's name has no time limit of its own.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_TIMEOUT)
-    return answered.is_set()
-
-
-def _cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return any(isinstance(try_to_load_from_cache(name, file), str) for file in VOCABULARIES)
-
-
 def _load(source: str, offline: bool) -> Tokenizer:
     # Loader workers are forked while the tokenizer's threads are idle, and do not tokenise;
     # without this, older tokenizers print a warning in each.
@@ -159,8 +96,7 @@ def _load(source: str, offline: bool) -> Tokenizer:
     try:
         tokenizer = BertTokenizerFast.from_pretrained(source, local_files_only=offline)
     except Exception as error:  # the tokenizer's core raises bare Exception for damaged files
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"cannot load tokenizer '{source}' ({lines[0][:160]}): {REMEDY}") from None
+        raise hub.failure("tokenizer", source, error) from None
     # transformers 5 makes up a vocabulary of the special tokens when it finds no file, and both
     # add those that a file lacks behind its end, where the network has no embedding for them.
     size = tokenizer.vocab_size
@@ -168,6 +104,6 @@ def _load(source: str, offline: bool) -> Tokenizer:
     if size <= len(SPECIAL_TOKENS) + 1 or added:
         raise InputError(
             f"tokenizer '{source}' has no BERT vocabulary ({size} tokens; "
-            f"{', '.join(added or SPECIAL_TOKENS)} must be among others): {REMEDY}"
+            f"{', '.join(added or SPECIAL_TOKENS)} must be among others): {hub.REMEDY}"
         )
     return tokenizer

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from lib.mask_predictor import upsample
+from lib.backbone import MultiModalSwin
+from lib.mask_predictor import MaskPredictor, upsample
+
+if TYPE_CHECKING:
+    from transformers import BertModel
 
 
 class LAVT(nn.Module):
@@ -21,13 +27,14 @@ class LAVT(nn.Module):
 
     def __init__(
         self,
-        text_encoder: nn.Module,
-        backbone: nn.Module,
-        classifier: nn.Module,
+        text_encoder: BertModel,
+        backbone: MultiModalSwin,
+        classifier: MaskPredictor,
         text_dropout: bool,
     ) -> None:
         super().__init__()
         self.text_dropout = text_dropout
+        # This order is that of the published state dicts.
         self.backbone = backbone
         self.classifier = classifier
         self.text_encoder = text_encoder

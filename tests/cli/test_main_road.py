@@ -96,7 +96,16 @@ def test_batch_size_and_workers_do_not_change_counts(
     for i, extra in enumerate((["-b", "1"], ["-b", "5"], ["-b", "5", "-j", "2"])):
         out = tmp_path / f"{i}.json"
         test_script.main(
-            [*shapes.options, *extra, "--resume", checkpoint, "--split", "val", "--results", str(out)]
+            [
+                *shapes.options,
+                *extra,
+                "--resume",
+                checkpoint,
+                "--split",
+                "val",
+                "--results",
+                str(out),
+            ]
         )
         found.append(json.loads(out.read_text())["splits"]["val"]["all"])
     assert found[0] == found[1] == found[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -99,7 +100,10 @@ def test_both_spellings_of_local_rank(
 
 def test_published_launcher(shapes: Shapes, tmp_path: Path) -> None:
     """``python -m torch.distributed.launch``, which hands ``--local-rank`` to the script."""
-    launcher = ["-m", "torch.distributed.launch", "--nproc_per_node", "2", "--master_port", "0"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = ["-m", "torch.distributed.launch", "--nproc_per_node", "2", "--master_port", port]
     options = ["--epochs", "1", "--batch-size", "4", "--stop_after", "1"]
     done = run(tmp_path, "train.py", *shapes.train_options, *options, launcher=launcher)
     assert done.returncode == 0, done.stderr

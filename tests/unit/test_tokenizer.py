@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bert import encode, load_tokenizer
-from bert import tokenizer as module
+from bert import encode, hub, load_tokenizer
 from bert.tokenizer import Tokenizer
 from lib.errors import InputError
 from tests.refer_files import TINY_BERT
@@ -110,15 +109,15 @@ def test_file_instead_of_folder() -> None:
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "someone/some-bert"])
 def test_hub_switched_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(module, "_cached", lambda name: False)
+    monkeypatch.setattr(hub, "_cached", lambda name, files: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "the hub cannot be reached" in refusal(name)
 
 
 def test_silent_hub_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that swallows packets must not hang the run."""
-    monkeypatch.setattr(module, "_cached", lambda name: False)
-    monkeypatch.setattr(module, "HUB_TIMEOUT", 0.3)
+    monkeypatch.setattr(hub, "_cached", lambda name, files: False)
+    monkeypatch.setattr(hub, "TIMEOUT", 0.3)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
@@ -138,8 +137,8 @@ def test_cached_name_needs_no_network(tmp_path: Path) -> None:
     (model / "refs" / "main").write_text(commit)
     shutil.copytree(TINY_BERT, model / "snapshots" / commit)
     code = (
-        "from bert import tokenizer\n"
-        "tokenizer.hub_answers = None  # calling it would fail\n"
+        "from bert import hub, tokenizer\n"
+        "hub.hub_answers = None  # calling it would fail\n"
         "print(tokenizer.load_tokenizer('someone/tiny').vocab_size)\n"
     )
     done = subprocess.run(  # the cache's place is fixed at import

@@ -1,0 +1,237 @@
+"""Writing checkpoints whole, and reading them with care."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from lib import checkpoint, optim
+from lib.checkpoint import describe, load_model, load_training, model_entries, read_file, write_file
+from lib.errors import InputError
+from lib.lavt import LAVT
+from tests.conftest import Build
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.pth"
+    content = {"model": {"w": torch.randn(3)}, "epoch": 2, "args": {"lr": 1e-4, "names": ["a"]}}
+    write_file(content, path)
+    found = read_file(path)
+    assert torch.equal(found["model"]["w"], content["model"]["w"])  # type: ignore[index]
+    assert (found["epoch"], found["args"]) == (2, content["args"])
+    assert [p.name for p in path.parent.iterdir()] == ["a.pth"]
+    assert len(checkpoint.file_hash(path)) == 64
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("zip")])
+def test_failed_write_leaves_the_old_file(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pth"
+    write_file({"epoch": 1}, path)
+
+    def full_disk(content: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(InputError, match=r"cannot write .*a\.pth"):
+        write_file({"epoch": 2}, path)
+    assert read_file(path) == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pth"
+    write_file({"epoch": 1}, path)
+
+    def killed(content: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_file({"epoch": 2}, path)
+    assert read_file(path) == {"epoch": 1}
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_truncated_file(part: float, zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    content = {"model": {"w": torch.randn(50, 50)}}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(InputError, match=r"a\.pth is damaged or no PyTorch checkpoint"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04nonsense", b"\x80\x02K\x01.", b"{}"])
+def test_what_is_no_checkpoint(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.pth") as caught:
+        read_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_folder_and_other_content(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(InputError, match="no checkpoint at"):
+            read_file(path)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="holds a list"):
+        read_file(tmp_path / "list.pth")
+    (tmp_path / "a.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="damaged or no safetensors"):
+        read_file(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"epoch": 1},
+        {"model": None},
+        {"model": {}},
+        {"model": {"w": 1.0}},
+        {"model": {1: torch.zeros(1)}},
+        {"model": {"backbone.w": torch.zeros(1)}, "bert_model": None},
+        {"model": {"backbone.w": torch.zeros(1)}, "bert_model": [1]},
+    ],
+)
+def test_file_without_weights(content: dict[str, Any], build_nano: Build) -> None:
+    with pytest.raises(InputError, match=r"a\.pth holds no model weights"):
+        load_model(build_nano(), content, "a.pth")
+
+
+def test_file_without_text_encoder(build_nano: Build) -> None:
+    model = build_nano()
+    content = {"model": model_entries(model, "lavt")["model"]}
+    with pytest.raises(InputError, match="holds no text encoder"):
+        load_model(model, content, "a.pth")
+
+
+
+@pytest.mark.parametrize(
+    ("held", "hint"),
+    [
+        ({"window_size": 12}, "it would fit: --window12"),
+        ({"swin_type": "micro"}, "it would fit: --swin_type micro"),
+        ({"swin_type": "micro", "window_size": 12}, "fit: --swin_type micro --window12"),
+        ({"ape_grid": 4}, "it would fit: --ape 4"),
+        ({"text": {"hidden_size": 64}}, "--ck_bert and --bert_tokenizer with text width 64"),
+        ({"text": {"num_hidden_layers": 3}}, "with text layers 3"),
+        ({"text": {"vocab_size": 70}}, "with vocabulary 70"),
+    ],
+)
+def test_a_file_of_another_model_names_the_options(
+    held: dict[str, Any], hint: str, build_nano: Build, text_config: BertConfig
+) -> None:
+    options = {k: v for k, v in held.items() if k != "text"}
+    config = BertConfig(**{**text_config.to_dict(), **held.get("text", {})})
+    content = dict(model_entries(build_nano(text_config=config, **options), "lavt"))
+    model = build_nano()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(InputError, match=re.escape(hint)):
+        load_model(model, content, "a.pth")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_window_7_file_into_a_window_12_model(build_nano: Build) -> None:
+    content = dict(model_entries(build_nano(), "lavt"))
+    with pytest.raises(InputError, match=r"window 7 \(no --window12\)"):
+        load_model(build_nano(window_size=12), content, "a.pth")
+
+
+def test_a_size_nobody_knows(build_nano: Build) -> None:
+    content = dict(model_entries(build_nano(), "lavt"))
+    content["model"] = {k: v for k, v in content["model"].items() if ".blocks.1." not in k}
+    with pytest.raises(InputError, match="no known swin_type"):
+        load_model(build_nano(), content, "a.pth")
+
+
+def test_a_weight_too_many_too_few_or_misshapen_is_named(build_nano: Build) -> None:
+    def content(**changes: Any) -> dict[str, Any]:
+        state = model_entries(build_nano("lavt_one"), "lavt_one")["model"]
+        return {k: v for k, v in (state | changes).items() if v is not None}
+
+    key = "classifier.bn1_4.weight"
+    for changes, message in [
+        ({key: None}, f"1 weights missing, 0 unknown, 0 of another shape, like {key}"),
+        ({"backbone.new": torch.zeros(1)}, "0 weights missing, 1 unknown"),
+        ({key: torch.zeros(3)}, f"0 unknown, 1 of another shape, like {key}"),
+    ]:
+        with pytest.raises(InputError, match=re.escape(message)):
+            load_model(build_nano("lavt_one"), content(**changes), "a.pth")
+
+
+def test_describe(build_nano: Build) -> None:
+    assert describe(build_nano(ape_grid=5, window_size=12).state_dict()) == {
+        "swin_type": "nano",
+        "window": 12,
+        "ape": 5,
+        "text_width": 32,
+        "text_layers": 2,
+        "vocabulary": 60,
+    }
+
+
+def training(model: LAVT, lang_layers: int = 10) -> tuple[Any, Any]:
+    groups = optim.parameter_groups(model, 0.1, lang_layers)
+    optimizer = optim.build_optimizer(groups, 1e-3, 0.1)
+    return optimizer, optim.poly_schedule(optimizer, 10)
+
+
+def test_training_state_is_continued(tmp_path: Path, build_nano: Build) -> None:
+    model = build_nano()
+    optimizer, scheduler = training(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    scheduler.step()
+    state = {"optimizer": optimizer.state_dict(), "lr_scheduler": scheduler.state_dict()}
+    write_file({**state, "epoch": 0}, tmp_path / "a.pth")
+
+    content = read_file(tmp_path / "a.pth")
+    again, schedule = training(model)
+    load_training(content, "a.pth", again, schedule)
+    assert schedule.last_epoch == 1
+    assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    for p in again.param_groups[0]["params"]:
+        assert torch.equal(again.state[p]["exp_avg"], optimizer.state[p]["exp_avg"])
+
+
+@pytest.mark.parametrize("key", ["optimizer", "lr_scheduler", "epoch"])
+def test_weights_alone_cannot_be_resumed(key: str, build_nano: Build) -> None:
+    optimizer, scheduler = training(build_nano())
+    content = {
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": scheduler.state_dict(),
+        "epoch": 0,
+    }
+    del content[key]
+    with pytest.raises(InputError, match=f"holds no {key}: it can be tested, not resumed"):
+        load_training(content, "a.pth", optimizer, scheduler)
+
+
+def test_resuming_with_other_groups(build_nano: Build) -> None:
+    model = build_nano()
+    optimizer, scheduler = training(model, lang_layers=1)
+    content = {
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": scheduler.state_dict(),
+        "epoch": 0,
+    }
+    with pytest.raises(InputError, match="resume with the options"):
+        load_training(content, "a.pth", *training(model))
+    with pytest.raises(InputError, match="resume with the options"):
+        load_training(content | {"optimizer": [1]}, "a.pth", *training(model))

@@ -1,0 +1,104 @@
+"""Parameter groups, AdamW and the schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from lib import optim
+from lib.lavt import LAVT
+from tests.conftest import Build
+
+
+def six_layers(text_config: BertConfig) -> BertConfig:
+    text_config.num_hidden_layers = 6
+    return text_config
+
+
+@pytest.mark.parametrize("name", ["lavt", "lavt_one"])
+@pytest.mark.parametrize("ape", [0, 4])
+@pytest.mark.parametrize("lang_layers", [None, 0, 3, 10])
+def test_each_parameter_is_in_one_group_or_a_named_exclusion(
+    name: str, ape: int, lang_layers: int | None, build_nano: Build, text_config: BertConfig
+) -> None:
+    model = build_nano(name, text_config=six_layers(text_config), ape_grid=ape)
+    groups = optim.parameter_groups(model, 0.1, lang_layers)
+    left_out = optim.not_optimised(model, groups)
+    grouped = [n for g in groups for n in g["param_names"]]
+    every = [n for n, _ in model.named_parameters()]
+    assert sorted(grouped + left_out) == sorted(every)
+    held = {id(p) for g in groups for p in g["params"]}
+    assert held == {id(p) for n, p in model.named_parameters() if n in set(grouped)}
+
+    text = [n for n in every if n.startswith("text_encoder.")]
+    layers = range(6 if lang_layers is None else min(lang_layers, 6), 6)
+    expected = [n for n in text if any(f".layer.{i}." in n for i in layers)]
+    if lang_layers is not None:
+        expected = [n for n in text if ".embeddings." in n] + expected
+    assert left_out == expected
+
+
+def test_only_norms_positions_and_tables_of_the_backbone_do_not_decay(build_nano: Build) -> None:
+    groups = {g["name"]: g for g in optim.parameter_groups(build_nano(ape_grid=4), 0.1)}
+    assert {n: g["weight_decay"] for n, g in groups.items()} == {
+        "backbone_no_decay": 0.0,
+        "backbone": 0.1,
+        "decoder": 0.1,
+        "text": 0.1,
+    }
+    exempt = groups["backbone_no_decay"]["param_names"]
+    assert "backbone.absolute_pos_embed" in exempt
+    assert all(n.startswith("backbone.") for n in exempt)
+    decayed = groups["backbone"]["param_names"]
+    assert not [n for n in decayed if "norm" in n or n.endswith("bias_table")]
+
+
+def test_no_text_layers_is_no_text_group(build_nano: Build) -> None:
+    groups = optim.parameter_groups(build_nano(), 0.1, lang_layers=0)
+    assert [g["name"] for g in groups] == ["backbone_no_decay", "backbone", "decoder"]
+
+
+def gradients(model: LAVT) -> set[str]:
+    ids = torch.arange(1, 21)[None].expand(2, -1)
+    model.train()(torch.randn(2, 3, 64, 64), ids, torch.ones_like(ids)).square().mean().backward()
+    return {n for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("lang_layers", [None, 0, 1, 10])
+def test_after_freezing_all_that_asks_for_a_gradient_gets_one(
+    lang_layers: int | None, build_nano: Build
+) -> None:
+    """So DDP has no unused parameters to look for."""
+    model = build_nano(drop_path=0.0)
+    groups = optim.parameter_groups(model, 0.1, lang_layers)
+    optim.freeze_unused(model, groups)
+    asking = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert gradients(model) == asking
+    gate = {f"backbone.layers.3.res_gate.{i}.weight" for i in (0, 2)}
+    assert {n for n, _ in model.named_parameters()} - asking == gate | set(
+        optim.not_optimised(model, groups)
+    )
+
+
+def test_schedule_ends_at_zero_and_not_below() -> None:
+    optimizer = optim.build_optimizer(
+        [{"params": [torch.zeros(1, requires_grad=True)], "weight_decay": 0.0}], 0.1, 0.0
+    )
+    scheduler = optim.poly_schedule(optimizer, 4)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.1 * (1 - i / 4) ** 0.9 for i in range(4)] + [0, 0])
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_optimizer_takes_the_options(amsgrad: bool, build_nano: Build) -> None:
+    groups = optim.parameter_groups(build_nano(), 0.1)
+    optimizer = optim.build_optimizer(groups, 3e-4, 0.1, amsgrad)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1, 0.1, 0.1]
+    assert {g["lr"] for g in optimizer.param_groups} == {3e-4}
+    assert {g["amsgrad"] for g in optimizer.param_groups} == {amsgrad}

@@ -261,7 +261,7 @@ def run_training(dtype: torch.dtype, steps: int = 3) -> Training:
     optimizer = optim.build_optimizer(groups, meta["lr"], meta["weight_decay"], meta["amsgrad"])
     scheduler = optim.poly_schedule(optimizer, meta["total_steps"])
     picture, ids, mask = golden.inputs(case)
-    target = golden.discs(meta["target_discs_cy_cx_r"], tuple(picture.shape[2:]))
+    target = golden.discs(meta["target_discs_cy_cx_r"], (picture.shape[2], picture.shape[3]))
     batch = {
         "image": picture.to(dtype),
         "input_ids": ids,

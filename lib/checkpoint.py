@@ -189,7 +189,7 @@ def load_training(
     try:
         optimizer.load_state_dict(content["optimizer"])
         scheduler.load_state_dict(content["lr_scheduler"])
-    except (ValueError, KeyError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(
             f"the training state in {path} does not fit ({e}): resume with the options "
             "(--model, --swin_type, --lang_layers) that the run was started with"

@@ -120,7 +120,6 @@ def test_file_without_text_encoder(build_nano: Build) -> None:
         load_model(model, content, "a.pth")
 
 
-
 @pytest.mark.parametrize(
     ("held", "hint"),
     [

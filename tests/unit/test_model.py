@@ -77,19 +77,22 @@ def test_every_size_builds(swin: str, window: int) -> None:
     with torch.device("meta"):
         model = build_model("lavt", swin_type=swin, window_size=window, text_config=BertConfig())
     size = SWIN_SIZES[swin]
-    assert [len(stage.blocks) for stage in model.backbone.layers] == list(size.depths)
-    shifts = [block.shift for stage in model.backbone.layers for block in stage.blocks]
+    stages: list[Any] = list(model.backbone.layers)
+    assert [len(stage.blocks) for stage in stages] == list(size.depths)
+    shifts = [block.shift for stage in stages for block in stage.blocks]
     assert shifts == [0, window // 2] * (sum(size.depths) // 2)
     assert model.classifier.conv1_1.in_channels == 4 * size.embed_dim
 
 
 def test_drop_path_grows_from_nothing(build_nano: Build) -> None:
-    blocks = [b for stage in build_nano(drop_path=0.7).backbone.layers for b in stage.blocks]
+    stages: list[Any] = list(build_nano(drop_path=0.7).backbone.layers)
+    blocks = [block for stage in stages for block in stage.blocks]
     assert isinstance(blocks[0].drop_path, nn.Identity)
     rates = [getattr(b.drop_path, "drop_prob", 0.0) for b in blocks]
     assert rates == pytest.approx([0.1 * i for i in range(8)])
 
 
+@torch.no_grad()
 def test_fresh_weights(build_nano: Build) -> None:
     torch.manual_seed(0)
     model = build_nano()
@@ -130,7 +133,7 @@ def test_text_dropout_can_be_chosen(
 
 
 def test_mha_is_given_to_the_stages(build_nano: Build) -> None:
-    stages = build_nano(mha="2-1-4-8").backbone.layers
+    stages: list[Any] = list(build_nano(mha="2-1-4-8").backbone.layers)
     assert [s.fusion.image_lang_att.num_heads for s in stages] == [2, 1, 4, 8]
     assert parse_heads("") == (1, 1, 1, 1)
 

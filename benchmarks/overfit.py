@@ -1,0 +1,135 @@
+"""Proof that the whole chain learns real photos: overfit the real expressions of a tiny RefCOCO.
+
+    python -m benchmarks.overfit --refer_data_root ROOT --ck_bert MINILM --bert_tokenizer MINILM
+
+Takes every object that a person described (val, testA and testB of refcoco, val of refcocog),
+trains on all its expressions with train.py's own parts, and prints the mIoU on the same samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, Dataset
+
+import utils
+from args import MAX_TOKENS, Parser
+from bert import load_pretrained, load_tokenizer
+from data.dataset_refer_bert import ReferDataset, Sample
+from data.loaders import ShardedBatches, build_loader
+from lib import engine, optim
+from lib.config import SWIN_SIZES
+from lib.losses import LOSSES
+from lib.metrics import summarise
+from lib.segmentation import build_model
+from refer.refer import REFER
+
+PARTS = {("refcoco", "unc"): ("val", "testA", "testB"), ("refcocog", "umd"): ("val",)}
+
+
+class Joined(Dataset[Sample]):
+    """Several data sets as one, with the index of each sample in the whole."""
+
+    def __init__(self, parts: Sequence[ReferDataset]) -> None:
+        self.whole: ConcatDataset[Sample] = ConcatDataset(parts)
+        self.objects = sum(len(part.samples_of_ref) for part in parts)
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> Sample:
+        return {**self.whole[index], "index": index}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The benchmark's options."""
+    p = Parser(prog="benchmarks.overfit", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--refer_data_root", required=True)
+    p.add_argument("--ck_bert", required=True, help="hub name or folder")
+    p.add_argument("--bert_tokenizer", required=True, help="hub name or folder")
+    p.add_argument("--swin_type", default="micro", choices=list(SWIN_SIZES))
+    p.add_argument("--img_size", type=int, default=224)
+    p.add_argument("--steps", type=int, default=900)
+    p.add_argument("--batch-size", type=int, default=8)
+    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--loss", default="dice", choices=list(LOSSES))
+    p.add_argument("--amp", default="auto", choices=engine.AMP)
+    p.add_argument("--device", default="cuda:0")
+    p.add_argument("--target", type=float, default=90.0, help="mIoU that passes")
+    p.add_argument("--output", default=None, help="JSON file for the result")
+    return p.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, evaluate on the same samples, and fail below the target."""
+    args = parse(argv)
+    utils.setup_logging(None, 0)
+    info = utils.init_distributed(args.device)
+    tokenizer = load_tokenizer(args.bert_tokenizer)
+    data = Joined(
+        [
+            ReferDataset(
+                REFER(args.refer_data_root, name, split_by),
+                split,
+                tokenizer,
+                args.img_size,
+                MAX_TOKENS,
+            )
+            for (name, split_by), splits in PARTS.items()
+            for split in splits
+        ]
+    )
+    utils.seed_everything(0)
+    model = build_model(
+        "lavt_one",
+        swin_type=args.swin_type,
+        window_size=7,
+        text_config=args.ck_bert,
+        drop_path=0.0,
+        ape_grid=args.img_size // 4,
+        text_dropout=False,
+    )
+    load_pretrained(model.text_encoder, args.ck_bert)
+    model.to(info.device)
+    groups = optim.parameter_groups(model, 0.0, None)
+    optim.freeze_unused(model, groups)
+    optimizer = optim.build_optimizer(groups, args.lr, 0.0)
+    scheduler = optim.poly_schedule(optimizer, args.steps)
+
+    began, step, losses = time.perf_counter(), 0, []
+    rng = np.random.default_rng(0)
+    while step < args.steps:
+        order = rng.permutation(len(data))[: len(data) // args.batch_size * args.batch_size]
+        loader = build_loader(data, ShardedBatches(order.tolist(), args.batch_size))
+        for done in engine.train_steps(
+            model, loader, LOSSES[args.loss], optimizer, scheduler, info.device, args.amp
+        ):
+            losses.append(done.loss)
+            step += 1
+            if step % 50 == 0:
+                utils.log.info("step %d  loss %.4f", step, torch.stack(losses[-50:]).mean())
+            if step == args.steps:
+                break
+    everything = list(range(len(data)))
+    loader = build_loader(data, ShardedBatches(everything, args.batch_size))
+    counts = engine.evaluate(model, loader, len(data), info.device, args.amp)
+    metrics = summarise(*counts.of(everything))
+    utils.log.info(
+        "%d objects, %d expressions, %d steps, %.0f s: train mIoU %.2f, oIoU %.2f (target %.0f)",
+        *(data.objects, len(data), step, time.perf_counter() - began),
+        *(metrics.mIoU, metrics.oIoU, args.target),
+    )
+    if args.output:
+        record = {"metrics": metrics.as_dict(), "objects": data.objects, "args": vars(args)}
+        utils.write_json(record | {"environment": utils.environment()}, Path(args.output))
+    if metrics.mIoU < args.target:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

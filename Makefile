@@ -34,9 +34,12 @@ quickstart: .venv/.ready $(QS)/data/refshapes.json  ## train, evaluate and draw,
 	$(RUN) train.py $(QS_MODEL) $(QS_TRAIN) --model_id quickstart --output-dir $(QS)/checkpoints
 	$(RUN) test.py $(QS_MODEL) --resume $(QS)/checkpoints/model_best_quickstart.pth \
 		--split val,testA,testB --control --batch-size 32 --workers 1 --results $(QS)/results.json
+	$(RUN) demo_inference.py $(QS_MODEL) --resume $(QS)/checkpoints/model_best_quickstart.pth \
+		--list $(QS)/data/demo.json --caption --output $(QS)/demo
 	$(RUN) -m tools.curves models/quickstart --output $(QS)/curves.png
 	$(RUN) -m tools.quickstart_report $(QS_MODEL) --results $(QS)/results.json \
-		--resume $(QS)/checkpoints/model_best_quickstart.pth --output $(QS)
+		--resume $(QS)/checkpoints/model_best_quickstart.pth --output $(QS) \
+		--pictures $(QS)/curves.png $(QS)/demo
 
 test: .venv/.ready-dev  ## lint, types and all tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

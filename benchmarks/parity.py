@@ -31,10 +31,12 @@ class Check(NamedTuple):
 def forward(letter: str, dtype: torch.dtype) -> Check:
     """The check of a forward case in one precision."""
     name = str(dtype).removeprefix("torch.")
-    rows = checks.float64_rows if dtype == torch.float64 else checks.float32_rows
 
     def run() -> list[Row]:
-        return checks.input_rows(letter) + rows(letter, checks.outputs(letter, dtype))
+        ours = checks.outputs(letter, dtype)
+        if dtype == torch.float64:
+            return checks.float64_rows(letter, ours)
+        return checks.input_rows(letter) + checks.float32_rows(letter, ours)
 
     return Check(f"forward {letter}, {name}", run)
 

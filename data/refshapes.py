@@ -7,6 +7,7 @@ A root holds `refcoco` (unc), `refcoco+` (unc: no expression says where its obje
 
 - `refshapes.json`: every scene's objects, referred to or not, and every expression's meaning;
 - `<data set>/kinds.json`: what each expression asks for most ("attribute", "location", …);
+- `demo.json`: a few val pictures with sentences, for `demo_inference.py --list`;
 - `bert/`: configuration and vocabulary of a small BERT, to train from scratch without a network.
 
 A scene belongs to one of train, val, testA and testB, in all data sets: umd's test is testA and
@@ -44,10 +45,11 @@ SPLITS = ("train", "val", "testA", "testB")
 CATEGORIES = {name: number for number, name in enumerate(SHAPES, 1)}
 SMALLEST_TARGET = 0.01  # share of the picture that must be visible of an object referred to
 QUALITY = 92
+DEMO_PICTURES = 4
 FORMAT = 1
 
 _UNFINISHED = ".refshapes-unfinished"
-_OURS = ("images", "refcoco", "refcoco+", "refcocog", "bert", "refshapes.json", _UNFINISHED)
+_OURS = ("images", "refcoco", "refcoco+", "refcocog", "bert", "demo.json", "refshapes.json", _UNFINISHED)
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def generate(
         meant[data_set.folder] = _write_data_set(root, data_set, made)
         rows += _summary(data_set, made)
     write_bert(root / "bert", text_width, text_layers)
+    _write_json(root / "demo.json", _demo(made))
     settings = {"format": FORMAT, "level": level, "seed": seed, "scenes": counts}
     truth = {"settings": settings, "scenes": [_truth(m) for m in made], "meanings": meant}
     _write_json(root / "refshapes.json", truth)
@@ -323,6 +326,18 @@ def _annotation(m: Made, index: int, thing: Thing) -> dict[str, Any]:
         "iscrowd": 0,
         "segmentation": thing.polygons,
     }
+
+
+def _demo(made: Iterable[Made]) -> list[dict[str, Any]]:
+    """Val pictures with a sentence for each described object, for ``demo_inference.py --list``."""
+    pairs: list[dict[str, Any]] = []
+    for m in made:
+        said = m.said["refcoco"]
+        if m.task.split == "val" and len(said) > 1 and len(pairs) < DEMO_PICTURES:
+            sentences = [lines[0].raw for lines in said.values()]
+            name = f"{IMAGES}/{file_name(m.task.image_id)}"
+            pairs.append({"image": name, "sentence": sentences})
+    return pairs
 
 
 def _truth(m: Made) -> dict[str, Any]:

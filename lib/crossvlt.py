@@ -21,7 +21,7 @@ from transformers.models.bert.modeling_bert import (
 )
 
 from bert import build_text_encoder
-from lib.backbone import add_position, init_linear
+from lib.backbone import add_position, init_linear, position_embedding
 from lib.config import SwinSize
 from lib.errors import InputError
 from lib.fusion import LanguageGate, TokenConv1d, TokenInstanceNorm, split_heads, word_bias
@@ -179,8 +179,7 @@ class VisionStage(nn.Module):
         if index == 0:
             self.patch_embed = PatchEmbed(4, dim)
             if ape_grid:
-                self.absolute_pos_embed = nn.Parameter(torch.zeros(1, dim, ape_grid, ape_grid))
-                nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+                self.absolute_pos_embed = nn.Parameter(position_embedding(dim, ape_grid))
         self.layers = FusedStage(
             dim,
             size.depths[index],

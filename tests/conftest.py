@@ -12,8 +12,8 @@ from lib.config import SWIN_SIZES, SwinSize
 from lib.lavt import LAVT
 from lib.segmentation import build_model
 
-# Two cores are everybody's; more threads would also change the last bits of sums.
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# One thread: on a busy machine threads wait for each other far longer than they save.
+torch.set_num_threads(1)
 
 Build = Callable[..., LAVT]
 

@@ -164,11 +164,12 @@ def test_a_weight_too_many_too_few_or_misshapen_is_named(build_nano: Build) -> N
         return {k: v for k, v in (state | changes).items() if v is not None}
 
     key = "classifier.bn1_4.weight"
-    for changes, message in [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({key: None}, f"1 weights missing, 0 unknown, 0 of another shape, like {key}"),
         ({"backbone.new": torch.zeros(1)}, "0 weights missing, 1 unknown"),
         ({key: torch.zeros(3)}, f"0 unknown, 1 of another shape, like {key}"),
-    ]:
+    ]
+    for changes, message in wrong:
         with pytest.raises(InputError, match=re.escape(message)):
             load_model(build_nano("lavt_one"), content(**changes), "a.pth")
 

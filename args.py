@@ -11,12 +11,12 @@ from typing import Any
 from lib.config import SWIN_SIZES
 from lib.engine import AMP
 from lib.errors import InputError
+from lib.lavt import parse_heads
 from lib.losses import LOSSES
 from lib.optim import PUBLISHED_LANG_LAYERS
-from lib.segmentation import MODELS, parse_heads
+from lib.segmentation import MODELS
 
 DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
-MAX_TOKENS = 20
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +37,7 @@ def common_parser(description: str) -> Parser:
     """Options of the published scripts, which train.py and test.py take alike."""
     p = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     model = p.add_argument_group("model")
-    model.add_argument("--model", default="lavt", choices=MODELS)
+    model.add_argument("--model", default="lavt", choices=list(MODELS))
     model.add_argument("--swin_type", default="base", choices=list(SWIN_SIZES))
     model.add_argument("--window12", action="store_true", help="Swin windows of 12, not 7")
     model.add_argument("--mha", default="", help="heads of the four PWAMs, a-b-c-d ('': 1-1-1-1)")
@@ -63,7 +63,9 @@ def common_parser(description: str) -> Parser:
     data.add_argument("--refer_data_root", default="./refer/data/", help="REFER data root")
     data.add_argument("--image_root", default=None, help="folder of the pictures, if elsewhere")
     data.add_argument("--img_size", type=int, default=480, help="square resize, pixels")
-    data.add_argument("-b", "--batch-size", type=int, default=8, help="per process")
+    data.add_argument(
+        "-b", "--batch-size", type=int, default=None, help="per process (8; crossvlt: 6)"
+    )
     data.add_argument("-j", "--workers", type=int, default=8, help="loader processes, each")
     data.add_argument("--pin_mem", action="store_true", help="pinned host memory")
     run = p.add_argument_group("run")
@@ -78,7 +80,7 @@ def common_parser(description: str) -> Parser:
     train = p.add_argument_group("training")
     train.add_argument("--pretrained_swin_weights", default="", help="ImageNet Swin checkpoint")
     train.add_argument("--epochs", type=int, default=40)
-    train.add_argument("--lr", type=float, default=5e-5, help="initial learning rate")
+    train.add_argument("--lr", type=float, default=None, help="initial rate (5e-5; crossvlt: 3e-5)")
     train.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-2)
     train.add_argument("--amsgrad", action="store_true")
     return p
@@ -109,7 +111,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="BERT's dropout while training (model: off for lavt, on for lavt_one)",
     )
     g.add_argument("--val_split", default="val", help="split evaluated while training")
-    g.add_argument("--val_expressions", choices=("one", "all"), default="one", help="per object")
+    g.add_argument("--val_expressions", choices=("one", "all"), default=None, help="per object")
     g.add_argument("--eval_every", type=int, default=1, metavar="N", help="epochs")
     g.add_argument(
         "--stop_after",
@@ -158,7 +160,12 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse values that would only fail later."""
+    """Fill in what depends on the model, and refuse values that would only fail later."""
+    entry = MODELS[args.model]
+    for name in ("lr", "batch_size", "val_expressions"):
+        if getattr(args, name, "") is None:
+            setattr(args, name, getattr(entry, name))
+    args.max_tokens = entry.max_tokens
     positive = ("batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every")
     not_negative = ("workers", "weight_decay", "ape", "seed", "lang_layers", "stop_after")
     for name in positive + not_negative:

@@ -33,14 +33,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import utils
-from args import MAX_TOKENS, model_options, parse_demo
+from args import model_options, parse_demo
 from bert import encode, load_tokenizer
 from bert.tokenizer import Tokenizer
 from data.images import open_rgb
 from data.transforms import Preprocess
 from lib import checkpoint, engine
 from lib.errors import InputError
-from lib.lavt import LAVT
+from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.visualize import WRITABLE, overlay, printable, write_picture
 from utils import log
@@ -65,7 +65,7 @@ class Job:
     overlays: tuple[Path, ...]
 
 
-def load(args: argparse.Namespace, device: torch.device) -> tuple[LAVT, Tokenizer]:
+def load(args: argparse.Namespace, device: torch.device) -> tuple[Segmenter, Tokenizer]:
     """The checkpoint's model in eval mode, and its tokenizer.
 
     Raises:
@@ -79,11 +79,12 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[LAVT, Tokenize
 
 @torch.inference_mode()
 def predict(
-    model: LAVT,
+    model: Segmenter,
     tokenizer: Tokenizer,
     photo: Image.Image,
     sentences: Sequence[str],
     img_size: int,
+    max_tokens: int,
     batch_size: int = 8,
     amp: str = "off",
 ) -> Tensor:
@@ -95,6 +96,7 @@ def predict(
         photo: RGB.
         sentences: N texts.
         img_size: side S of the square that the model sees, pixels.
+        max_tokens: N_l, where a sentence is cut.
         batch_size: most sentences in one forward pass.
         amp: see :func:`lib.engine.autocast`.
 
@@ -102,7 +104,7 @@ def predict(
         (N, 2, S, S) float32 logits, on the model's device.
     """
     device = next(model.parameters()).device
-    ids, attention = encode(tokenizer, sentences, MAX_TOKENS)
+    ids, attention = encode(tokenizer, sentences, max_tokens)
     image = Preprocess(img_size).image(photo)[None]
     logits = []
     for part, mask in zip(ids.split(batch_size), attention.split(batch_size), strict=True):
@@ -344,13 +346,13 @@ def _short(text: str) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
-def warn_of_long(tokenizer: Tokenizer, sentences: Iterable[str]) -> None:
+def warn_of_long(tokenizer: Tokenizer, sentences: Iterable[str], max_tokens: int) -> None:
     """Say which sentences the model will not read to the end."""
     for sentence in sorted(set(sentences)):
-        if encode(tokenizer, [sentence], MAX_TOKENS + 1)[1].sum() > MAX_TOKENS:
+        if encode(tokenizer, [sentence], max_tokens + 1)[1].sum() > max_tokens:
             log.warning(
                 'warning: the model reads %d tokens, not to the end of "%s"',
-                MAX_TOKENS,
+                max_tokens,
                 _short(sentence),
             )
 
@@ -362,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = utils.init_distributed(args.device, args.local_rank)
     utils.setup_logging(None, info.rank)
     model, tokenizer = load(args, info.device)
-    warn_of_long(tokenizer, (s for job in jobs for s in job.sentences))
+    warn_of_long(tokenizer, (s for job in jobs for s in job.sentences), args.max_tokens)
     row = _table(jobs)
     log.info("%s", row("photo", "sentence", "covered", "overlay"))
     unread = 0
@@ -376,7 +378,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             unread += 1
             continue
         logits = predict(
-            model, tokenizer, photo, job.sentences, args.img_size, args.batch_size, args.amp
+            model,
+            tokenizer,
+            photo,
+            job.sentences,
+            args.img_size,
+            args.max_tokens,
+            args.batch_size,
+            args.amp,
         )
         shares = answer(job, photo, logits, args)
         for sentence, path, share in zip(job.sentences, job.overlays, shares, strict=True):

@@ -14,13 +14,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 import utils
-from args import MAX_TOKENS, model_options, parse_test
+from args import model_options, parse_test
 from bert import load_tokenizer
 from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
 from data.loaders import ShardedBatches, build_loader
 from lib import checkpoint, engine
-from lib.lavt import LAVT
 from lib.metrics import Metrics, summarise
+from lib.model import Segmenter
 from lib.segmentation import build_model
 from refer.refer import REFER
 from utils import DistInfo, log
@@ -29,7 +29,7 @@ Table = list[tuple[str, Metrics]]
 
 
 def count(
-    model: LAVT, dataset: Dataset, indices: list[int], args: argparse.Namespace, info: DistInfo
+    model: Segmenter, dataset: Dataset, indices: list[int], args: argparse.Namespace, info: DistInfo
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union of the samples ``indices``, shared between the processes."""
     batches = ShardedBatches(indices, args.batch_size, info.rank, info.world)
@@ -47,7 +47,7 @@ def count(
 
 
 def evaluate_split(
-    model: LAVT, dataset: ReferDataset, args: argparse.Namespace, info: DistInfo
+    model: Segmenter, dataset: ReferDataset, args: argparse.Namespace, info: DistInfo
 ) -> dict[str, Metrics]:
     """Metrics of a split: 'all', each 'kind: …' where known, and with ``--control`` that too."""
     indices = list(range(len(dataset)))
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.bert_tokenizer)
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
     datasets = {
-        split: ReferDataset(refer, split, tokenizer, args.img_size, MAX_TOKENS)
+        split: ReferDataset(refer, split, tokenizer, args.img_size, args.max_tokens)
         for split in args.splits
     }
     for dataset in datasets.values():

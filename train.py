@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import utils
-from args import MAX_TOKENS, model_options, parse_train
-from bert import load_pretrained, load_tokenizer
+from args import model_options, parse_train
+from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import (
     RandomExpressionSampler,
@@ -30,6 +30,7 @@ from data.loaders import (
 from lib import checkpoint, engine, optim
 from lib.losses import LOSSES
 from lib.metrics import Metrics, summarise
+from lib.model import Objective, Segmenter
 from lib.pretrained import load_swin_weights
 from lib.segmentation import build_model
 from refer.refer import REFER
@@ -40,7 +41,7 @@ from utils import DistInfo, log
 class Run:
     """What a training run carries from epoch to epoch."""
 
-    model: Any  # unwrapped
+    model: Segmenter
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     epoch: int = -1  # the last one finished
@@ -49,7 +50,7 @@ class Run:
     def content(self, args: argparse.Namespace) -> dict[str, Any]:
         """The checkpoint of this moment, in the published layout."""
         return {
-            **checkpoint.model_entries(self.model, args.model),
+            **self.model.to_published(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch,
@@ -68,9 +69,9 @@ def build(args: argparse.Namespace, info: DistInfo, steps_per_epoch: int) -> Run
         checkpoint.load_model(model, content, args.resume)
     else:
         if not args.text_from_scratch:
-            load_pretrained(model.text_encoder, args.ck_bert)
+            model.load_text(load_bert(args.ck_bert))
         if args.pretrained_swin_weights:
-            log.info(load_swin_weights(model.backbone, args.pretrained_swin_weights))
+            log.info(load_swin_weights(model, args.pretrained_swin_weights))
     model.to(info.device)
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers)
     optim.freeze_unused(model, groups)
@@ -84,20 +85,21 @@ def build(args: argparse.Namespace, info: DistInfo, steps_per_epoch: int) -> Run
     return run
 
 
-def wrap(model: nn.Module, info: DistInfo) -> nn.Module:
-    """The module that trains: DDP where there are several processes."""
+def wrap(objective: Objective, info: DistInfo) -> nn.Module:
+    """The module that trains: in DDP where there are several processes."""
     if info.world == 1:
-        return model
+        return objective
     if info.device.type == "cuda":
+        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
         return DistributedDataParallel(
-            model, device_ids=[info.device.index], broadcast_buffers=False
+            objective, device_ids=[info.device.index], broadcast_buffers=False
         )
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    return DistributedDataParallel(objective, broadcast_buffers=False)
 
 
 def train_epoch(
     run: Run,
-    trained: nn.Module,
+    objective: nn.Module,
     loader: Any,
     args: argparse.Namespace,
     info: DistInfo,
@@ -107,7 +109,7 @@ def train_epoch(
     # Dropout and drop path then depend on the moment alone, so that a resumed run draws the same.
     utils.seed_everything(args.seed, run.epoch + 1, info.rank)
     steps = engine.train_steps(
-        trained, loader, LOSSES[args.loss], run.optimizer, run.scheduler, info.device, args.amp
+        objective, loader, run.optimizer, run.scheduler, info.device, args.amp
     )
     epoch, total = run.epoch + 1, len(loader)
     recent, losses, began = [], [], time.perf_counter()
@@ -169,8 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = utils.init_distributed(args.device, args.local_rank)
     tokenizer = load_tokenizer(args.bert_tokenizer)
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
-    train_set = ReferDataset(refer, "train", tokenizer, args.img_size, MAX_TOKENS)
-    val_set = ReferDataset(refer, args.val_split, tokenizer, args.img_size, MAX_TOKENS)
+    train_set = ReferDataset(refer, "train", tokenizer, args.img_size, args.max_tokens)
+    val_set = ReferDataset(refer, args.val_split, tokenizer, args.img_size, args.max_tokens)
     for dataset in (train_set, val_set):
         dataset.check_images()
     sampler = RandomExpressionSampler(
@@ -185,15 +187,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         utils.make_folder(Path(args.output_dir))
         utils.write_json(vars(args) | {"environment": utils.environment()}, folder / "args.json")
     log.info("%d objects, %d steps an epoch, %s", len(train_set.samples_of_ref), len(sampler), info)
-    if info.world > 1 and info.device.type == "cuda":
-        run.model = nn.SyncBatchNorm.convert_sync_batchnorm(run.model)
-    trained = wrap(run.model, info)
+    objective = wrap(Objective(run.model, LOSSES[args.loss]), info)
 
     stop = min(args.epochs, run.epoch + 1 + args.stop_after) if args.stop_after else args.epochs
     while run.epoch + 1 < stop:
         began = time.perf_counter()
         sampler.set_epoch(run.epoch + 1)
-        loss = train_epoch(run, trained, loader, args, info, folder)
+        loss = train_epoch(run, objective, loader, args, info, folder)
         run.epoch += 1
         metrics = None
         if (run.epoch + 1) % args.eval_every == 0 or run.epoch + 1 == args.epochs:

@@ -18,15 +18,16 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset
 
 import utils
-from args import MAX_TOKENS, Parser
-from bert import load_pretrained, load_tokenizer
+from args import Parser
+from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset, Sample
 from data.loaders import ShardedBatches, build_loader
 from lib import engine, optim
 from lib.config import SWIN_SIZES
 from lib.losses import LOSSES
 from lib.metrics import summarise
-from lib.segmentation import build_model
+from lib.model import Objective
+from lib.segmentation import MODELS, build_model
 from refer.refer import REFER
 
 PARTS = {("refcoco", "unc"): ("val", "testA", "testB"), ("refcocog", "umd"): ("val",)}
@@ -43,7 +44,9 @@ class Joined(Dataset[Sample]):
         return len(self.whole)
 
     def __getitem__(self, index: int) -> Sample:
-        return {**self.whole[index], "index": index}
+        sample = self.whole[index]
+        sample["index"] = index
+        return sample
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 split,
                 tokenizer,
                 args.img_size,
-                MAX_TOKENS,
+                MODELS["lavt_one"].max_tokens,
             )
             for (name, split_by), splits in PARTS.items()
             for split in splits
@@ -94,20 +97,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         ape_grid=args.img_size // 4,
         text_dropout=False,
     )
-    load_pretrained(model.text_encoder, args.ck_bert)
+    model.load_text(load_bert(args.ck_bert))
     model.to(info.device)
     groups = optim.parameter_groups(model, 0.0, None)
     optim.freeze_unused(model, groups)
     optimizer = optim.build_optimizer(groups, args.lr, 0.0)
     scheduler = optim.poly_schedule(optimizer, args.steps)
 
+    objective = Objective(model, LOSSES[args.loss])
     began, step, losses = time.perf_counter(), 0, []
     rng = np.random.default_rng(0)
     while step < args.steps:
         order = rng.permutation(len(data))[: len(data) // args.batch_size * args.batch_size]
         loader = build_loader(data, ShardedBatches(order.tolist(), args.batch_size))
         for done in engine.train_steps(
-            model, loader, LOSSES[args.loss], optimizer, scheduler, info.device, args.amp
+            objective, loader, optimizer, scheduler, info.device, args.amp
         ):
             losses.append(done.loss)
             step += 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from os import PathLike, fspath
+from os import PathLike
 
 from transformers import BertConfig, BertModel
 
 from bert import hub
-from lib.errors import InputError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -32,18 +31,14 @@ def build_text_encoder(source: BertConfig | str | PathLike[str]) -> BertModel:
     return BertModel(load_config(source), add_pooling_layer=False)
 
 
-def load_pretrained(encoder: BertModel, source: str | PathLike[str]) -> None:
-    """Fill ``encoder`` with the weights of a folder or hub name; a pooler there is left out.
+def load_bert(source: str | PathLike[str]) -> BertModel:
+    """BERT with the weights of a folder or hub name; a pooler there is left out.
 
     Raises:
-        InputError: no weights to be had, or of another size.
+        InputError: no weights to be had.
     """
     name, offline = hub.locate(source, WEIGHTS, "BERT")
     try:
-        loaded = BertModel.from_pretrained(name, add_pooling_layer=False, local_files_only=offline)
+        return BertModel.from_pretrained(name, add_pooling_layer=False, local_files_only=offline)
     except Exception as e:  # damaged files surface as errors of several libraries
         raise hub.failure("BERT's weights of", name, e) from e
-    try:
-        encoder.load_state_dict(loaded.state_dict())
-    except RuntimeError as e:
-        raise InputError(f"the BERT weights of {fspath(source)} do not fit its config.json") from e

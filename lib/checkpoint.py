@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.config import SWIN_SIZES
 from lib.errors import InputError
-from lib.lavt import LAVT
+from lib.model import Segmenter, State
 
-State = dict[str, Tensor]
-
-# Published BERT dicts hold these; a model without pooler that counts positions itself does not.
-TEXT_LEFTOVERS = ("embeddings.position_ids", "pooler.")
+BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
+TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
 
 
 def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
@@ -98,29 +96,14 @@ def write_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
         ) from e
 
 
-def model_entries(model: LAVT, name: str) -> dict[str, State]:
-    """The model part of a checkpoint, in the published layout of ``name``.
-
-    ``lavt`` keeps BERT apart, {model, bert_model}; ``lavt_one`` is one dictionary, {model}.
-    """
-    state = model.state_dict()
-    if name != "lavt":
-        return {"model": state}
-    text = "text_encoder."
-    return {
-        "model": {k: v for k, v in state.items() if not k.startswith(text)},
-        "bert_model": {k.removeprefix(text): v for k, v in state.items() if k.startswith(text)},
-    }
-
-
-def published_state(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
+def flat_state(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
     """One flat state dict from any published layout.
 
     {model, bert_model}, {model} with text inside, or a bare state dict; with or without
-    ``module.`` prefixes, BERT's pooler and ``position_ids``.
+    ``module.`` prefixes.
 
     Raises:
-        InputError: there are no weights in it, or the text encoder's are missing.
+        InputError: there are no weights in it.
     """
     state, text = content.get("model", content), content.get("bert_model", {})
     if not _is_state(state) or not (text == {} or _is_state(text)):
@@ -128,10 +111,7 @@ def published_state(content: dict[str, Any], path: str | os.PathLike[str]) -> St
     state = {k.removeprefix("module."): v for k, v in state.items()}
     for key, value in text.items():
         state["text_encoder." + key.removeprefix("module.")] = value
-    if not any(k.startswith("text_encoder.") for k in state):
-        raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
-    leftovers = tuple("text_encoder." + part for part in TEXT_LEFTOVERS)
-    return {k: v for k, v in state.items() if not k.startswith(leftovers)}
+    return state
 
 
 def _is_state(value: Any) -> bool:
@@ -143,7 +123,7 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def load_model(model: nn.Module, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Fill ``model`` with a checkpoint's weights, strictly.
 
     Args:
@@ -154,12 +134,14 @@ def load_model(model: nn.Module, content: dict[str, Any], path: str | os.PathLik
     Raises:
         InputError: a name or shape differs; the message says which options would fit.
     """
-    state = published_state(content, path)
+    state = model.from_published(flat_state(content, path))
     own = model.state_dict()
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
     if wrong or missing or extra:
         asked, held = describe(own), describe(state)
+        if held["text_width"] is None:
+            raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
         differ = [k for k in held if held[k] != asked[k]]
         if differ:
             fit = " ".join(_option(k, held[k]) for k in differ)
@@ -199,28 +181,27 @@ def load_training(
 def describe(state: State) -> dict[str, Any]:
     """What a state dict's names and shapes tell of its model; None for what they do not."""
 
-    def shape(key: str, axis: int) -> int | None:
-        return state[key].shape[axis] if key in state and state[key].ndim > axis else None
+    def shape(suffix: str, axis: int) -> int | None:
+        found = [v.shape for k, v in state.items() if k.endswith(suffix) and v.ndim > axis]
+        return found[0][axis] if found else None
 
-    width = shape("backbone.patch_embed.proj.weight", 0)
-    depths = [
-        len({k.split(".")[4] for k in state if k.startswith(f"backbone.layers.{i}.blocks.")})
-        for i in range(4)
-    ]
+    width = shape("patch_embed.proj.weight", 0)
+    blocks = {match.groups("") for k in state if (match := BLOCK.match(k))}
+    depths = [sum(i in (a, b) for a, b, _ in blocks) for i in "0123"]
     types = [
         name
         for name, size in SWIN_SIZES.items()
         if size.embed_dim == width and list(size.depths) == depths
     ]
-    table = shape("backbone.layers.0.blocks.0.attn.relative_position_bias_table", 0)
-    layers = {k.split(".")[3] for k in state if k.startswith("text_encoder.encoder.layer.")}
+    table = shape("blocks.0.attn.relative_position_bias_table", 0)
     return {
+        "model": "crossvlt" if any(k.startswith("lang_stage1.") for k in state) else "lavt",
         "swin_type": types[0] if types else None,
         "window": (int(table**0.5) + 1) // 2 if table else None,
-        "ape": shape("backbone.absolute_pos_embed", 2) or 0,
-        "text_width": shape("text_encoder.embeddings.word_embeddings.weight", 1),
-        "text_layers": len(layers),
-        "vocabulary": shape("text_encoder.embeddings.word_embeddings.weight", 0),
+        "ape": shape("absolute_pos_embed", 2) or 0,
+        "text_width": shape("embeddings.word_embeddings.weight", 1),
+        "text_layers": len({match[1] for k in state if (match := TEXT_LAYER.match(k))}),
+        "vocabulary": shape("embeddings.word_embeddings.weight", 0),
     }
 
 

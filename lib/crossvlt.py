@@ -27,7 +27,7 @@ from lib.errors import InputError
 from lib.fusion import LanguageGate, TokenConv1d, TokenInstanceNorm, split_heads, word_bias
 from lib.losses import Loss, cross_entropy
 from lib.mask_predictor import MaskPredictor, upsample
-from lib.optim import NO_DECAY
+from lib.model import Segmenter, State, at_least_float32, decay_group, fill_text
 from lib.swin import PatchEmbed, PatchMerging, drop_path_rates, swin_blocks
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ class LanguageStage(nn.Module):
         return lang[0] if isinstance(lang, tuple) else lang
 
 
-class CrossVLT(nn.Module):
+class CrossVLT(Segmenter):
     """Cross-aware early fusion with stage-divided vision and language transformer encoders.
 
     Args:
@@ -290,6 +290,13 @@ class CrossVLT(nn.Module):
         drop_path: rate of the last Swin block; the others grow linearly from 0.
         ape_grid: side of an absolute position embedding, 0 (published) for none.
     """
+
+    groups = (
+        "backbone_no_decay",
+        "backbone",
+        "decoder",
+        *("lang_stage1", "lang_stage2", "lang_stage3", "lang_stage4"),
+    )
 
     def __init__(
         self,
@@ -320,21 +327,23 @@ class CrossVLT(nn.Module):
         self.lang_stage4 = LanguageStage(config, dims[3])
         self.classifier = MaskPredictor(dims)
 
-    def forward(
-        self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, alignment: bool = False
-    ) -> Tensor | CrossVLTOutput:
-        """Segment what the sentences mean.
+    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, 3, H, W) pictures and (B, N_l) sentences -> (B, 2, H, W) logits."""
+        return self.encode(image, input_ids, attention_mask, alignment=False).logits
+
+    def encode(
+        self,
+        image: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        alignment: bool = True,
+    ) -> CrossVLTOutput:
+        """Logits and, with ``alignment``, the similarity maps; in train and eval mode alike.
 
         Args:
-            image: (B, 3, H, W) float, normalised; any H and W.
+            image, attention_mask: as in :meth:`forward`.
             input_ids: (B, N_l) int64; the first is [CLS], which stands for the sentence.
-            attention_mask: (B, N_l), 1 = real token.
-            alignment: also give the similarity maps, for :func:`crossvlt_loss`; in train and in
-                eval mode alike.
-
-        Returns:
-            (B, 2, H, W) logits of background and object; the mask is their argmax over dim 1.
-            With ``alignment`` a :class:`CrossVLTOutput` of them and the similarity maps.
+            alignment: whether to compute the maps; the list is empty without.
         """
         stages = cast("list[VisionStage]", list(self.backbone))
         later = (self.lang_stage2, self.lang_stage3, self.lang_stage4)
@@ -351,8 +360,20 @@ class CrossVLT(nn.Module):
             if alignment:
                 vis, sentence = stage.layers.proj(vis), projections[i](lang[:, 0])
                 similarity.append(self._similarity(vis, sentence, self.temp[i]))
-        logits = upsample(self.classifier(maps), image.shape[-2:])
-        return CrossVLTOutput(logits, similarity) if alignment else logits
+        return CrossVLTOutput(upsample(self.classifier(maps), image.shape[-2:]), similarity)
+
+    def objective(
+        self,
+        image: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        target: Tensor,
+        segmentation: Loss,
+    ) -> Tensor:
+        """Twice the segmentation loss plus the alignment losses of the four stages."""
+        output = self.encode(image, input_ids, attention_mask)
+        output = output._replace(logits=at_least_float32(output.logits))
+        return crossvlt_loss(output, target, segmentation)
 
     @staticmethod
     def _similarity(vis: Tensor, sentence: Tensor, temperature: Tensor) -> Tensor:
@@ -361,10 +382,52 @@ class CrossVLT(nn.Module):
         vis, sentence = vis.to(temperature.dtype), sentence.to(temperature.dtype)
         return F.cosine_similarity(vis, sentence[:, None, None], dim=-1)[:, None] / temperature
 
+    def parameter_group(self, name: str, lang_layers: int | None) -> str | None:
+        """As released: BERT's embeddings and ``temp`` are not updated, temperatures stay 1."""
+        part, _, rest = name.partition(".")
+        if part == "backbone":
+            return decay_group(name)
+        if part == "classifier":
+            return "decoder"
+        if part == "lang_stage1" and lang_layers is not None:
+            layer = rest.removeprefix("encoder.layer.").split(".")[0]
+            trained = not layer.isdecimal() or int(layer) < lang_layers
+            return part if rest.startswith("encoder.") and trained else None
+        return part if part in self.groups else None
+
     def unused_parameters(self) -> list[str]:
-        """Names of the parameters that no output depends on: the gate of the last stage."""
+        """The gate of the last stage: it would only feed a fifth one."""
         gate = f"backbone.{len(self.backbone) - 1}.layers.linear1."
         return [name for name, _ in self.named_parameters() if name.startswith(gate)]
+
+    def swin_name(self, name: str) -> str | None:
+        """Blocks, merging and patch embedding; fusion, gates and output norms are ours alone."""
+        part, _, rest = name.partition(".")
+        index, _, rest = rest.partition(".")
+        if part != "backbone":
+            return None
+        if rest.startswith(("layers.blocks.", "layers.downsample.")):
+            return f"layers.{index}.{rest.removeprefix('layers.')}"
+        return rest if rest.startswith(("patch_embed.", "absolute_pos_embed")) else None
+
+    def load_text(self, bert: BertModel) -> None:
+        """Fill language stage 1 with BERT's embeddings and first layers."""
+        stage = self.lang_stage1
+        needed = len(stage.encoder.layer)
+        layers = bert.encoder.layer[:needed]
+        if len(layers) < needed:
+            raise InputError(
+                f"this BERT has {len(layers)} layers, not the {needed} of the language encoder's "
+                "stage 1: give one with more by --ck_bert"
+            )
+        fill_text(stage.embeddings, bert.embeddings)
+        for own, pretrained in zip(stage.encoder.layer, layers, strict=True):
+            fill_text(own, pretrained)
+
+    def from_published(self, state: Mapping[str, Tensor]) -> State:
+        """With ``temp``, which the published weights lack; it is ones there."""
+        kept = {k: v for k, v in state.items() if not k.endswith("embeddings.position_ids")}
+        return {"temp": torch.ones(len(self.backbone))} | kept
 
 
 def _init_text(module: nn.Module, std: float) -> None:
@@ -398,7 +461,7 @@ def crossvlt_loss(
     """Twice the segmentation loss plus the alignment losses of the four stages.
 
     Args:
-        output: of ``model(..., alignment=True)``.
+        output: of :meth:`CrossVLT.encode`.
         target: (B, H, W) int64 in {0, 1}, of the logits' size.
         segmentation: loss of the logits; published is weighted cross entropy.
 
@@ -407,71 +470,3 @@ def crossvlt_loss(
     """
     aligned = alignment_losses(output.similarity, target).sum()
     return 2 * segmentation(output.logits, target) + aligned
-
-
-def parameter_group(name: str) -> str | None:
-    """The optimiser's group of a parameter, None for those the release never updates.
-
-    Those are BERT's embeddings and ``temp``: the temperatures stay 1.
-
-    Args:
-        name: in :class:`CrossVLT`.
-    """
-    part = name.split(".")[0]
-    if part == "backbone":
-        exempt = any(word in name for word in NO_DECAY)
-        return "backbone_no_decay" if exempt else "backbone"
-    if part == "temp" or name.startswith("lang_stage1.embeddings."):
-        return None
-    return "decoder" if part == "classifier" else part
-
-
-def imagenet_name(name: str) -> str | None:
-    """What an ImageNet Swin calls a weight of ``backbone``, None for what it does not have.
-
-    Args:
-        name: within ``backbone``, like ``0.layers.blocks.1.norm1.weight``.
-
-    Returns:
-        Like ``layers.0.blocks.1.norm1.weight``, the official layout.
-    """
-    index, _, rest = name.partition(".")
-    if rest.startswith(("layers.blocks.", "layers.downsample.")):
-        return f"layers.{index}.{rest.removeprefix('layers.')}"
-    return rest if rest.startswith(("patch_embed.", "absolute_pos_embed")) else None
-
-
-def complete_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with ``temp``, which the published weights lack; it is ones there.
-
-    Args:
-        state: of this model, published or our own; not changed. BERT's ``position_ids``, which
-            old versions of transformers store, are left out.
-    """
-    kept = {k: v for k, v in state.items() if not k.endswith("embeddings.position_ids")}
-    return {"temp": torch.ones(4)} | kept
-
-
-def load_text_stage1(model: CrossVLT, bert: BertModel) -> None:
-    """Fill language stage 1 with the embeddings and first layers of a pretrained BERT.
-
-    Args:
-        model: whose stage 1 is filled; its [CLS] projection stays.
-        bert: with as many layers as stage 1, or more.
-
-    Raises:
-        InputError: it has fewer layers, or is of another size.
-    """
-    stage = model.lang_stage1
-    layers = bert.encoder.layer[: len(stage.encoder.layer)]
-    if len(layers) < len(stage.encoder.layer):
-        raise InputError(
-            f"this BERT has {len(layers)} layers, not the {len(stage.encoder.layer)} of the "
-            "language encoder's stage 1: give one with more by --ck_bert"
-        )
-    try:
-        stage.embeddings.load_state_dict(bert.embeddings.state_dict())
-        for own, pretrained in zip(stage.encoder.layer, layers, strict=True):
-            own.load_state_dict(pretrained.state_dict())
-    except RuntimeError as e:
-        raise InputError("the BERT weights do not fit the width or vocabulary asked for") from e

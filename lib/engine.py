@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from data.transforms import normalize
 from lib.errors import InputError
-from lib.losses import Loss
 from lib.metrics import Counts
 
 Batch = dict[str, Tensor]
@@ -53,9 +52,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def train_steps(
-    model: nn.Module,
+    objective: nn.Module,
     loader: Iterable[Batch],
-    loss_fn: Loss,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
@@ -64,30 +62,23 @@ def train_steps(
     """Train over a loader once, yielding after each step.
 
     Args:
-        model: maps (image, input_ids, attention_mask) to logits; DDP or bare.
+        objective: maps a batch to a scalar: :class:`lib.model.Objective`, in DDP or bare.
         loader: batches of :class:`data.dataset_refer_bert.ReferDataset`.
-        loss_fn: maps (logits, target) to a scalar.
         optimizer, scheduler: the schedule is stepped after every iteration.
         device: where the model lives.
         amp: see :func:`autocast`.
     """
-    model.train()
+    objective.train()
     for batch in loader:
         batch = to_device(batch, device)
         with autocast(device, amp):
-            logits = model(batch["image"], batch["input_ids"], batch["attention_mask"])
-        loss = loss_fn(at_least_float32(logits), batch["target"])
+            loss = objective(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         yield Step(loss.detach(), lr)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Losses are computed in float32 or better, whatever the forward pass ran in."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_finite(loss: float, where: str) -> None:

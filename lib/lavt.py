@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from bert import build_text_encoder
 from lib.backbone import MultiModalSwin
+from lib.config import SwinSize
+from lib.errors import InputError
 from lib.mask_predictor import MaskPredictor, upsample
+from lib.model import Segmenter, State, decay_group, fill_text
 
 if TYPE_CHECKING:
-    from transformers import BertModel
+    from transformers import BertConfig, BertModel
+
+TEXT = "text_encoder."
 
 
-class LAVT(nn.Module):
+class LAVT(Segmenter):
     """Language-Aware Vision Transformer (CVPR 2022).
 
     Args:
@@ -23,7 +30,11 @@ class LAVT(nn.Module):
         classifier: maps the four maps to (B, 2, H/4, W/4) logits.
         text_dropout: whether the text encoder's dropout is on while training. The published
             ``lavt`` trains with it off, ``lavt_one`` with it on.
+        separate_text: whether checkpoints keep BERT apart, {model, bert_model}, as the published
+            ``lavt`` does; else it is in the same dictionary, as in ``lavt_one``.
     """
+
+    groups = ("backbone_no_decay", "backbone", "decoder", "text")
 
     def __init__(
         self,
@@ -31,8 +42,10 @@ class LAVT(nn.Module):
         backbone: MultiModalSwin,
         classifier: MaskPredictor,
         text_dropout: bool,
+        separate_text: bool = False,
     ) -> None:
         super().__init__()
+        self.separate_text = separate_text
         self.text_dropout = text_dropout
         # This order is that of the published state dicts.
         self.backbone = backbone
@@ -52,16 +65,99 @@ class LAVT(nn.Module):
         return output.last_hidden_state
 
     def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Segment what the sentences mean.
-
-        Args:
-            image: (B, 3, H, W) float, normalised; any H and W.
-            input_ids: (B, N_l) int64.
-            attention_mask: (B, N_l), 1 = real token.
-
-        Returns:
-            (B, 2, H, W) logits of background and object; the mask is their argmax over dim 1.
-        """
+        """(B, 3, H, W) pictures and (B, N_l) sentences -> (B, 2, H, W) logits."""
         lang = self.encode_text(input_ids, attention_mask)
         maps = self.backbone(image, lang, attention_mask)
         return upsample(self.classifier(maps), image.shape[-2:])
+
+    def parameter_group(self, name: str, lang_layers: int | None) -> str | None:
+        """As published: of BERT, neither the embeddings nor the layers after the tenth."""
+        part, _, rest = name.partition(".")
+        if part == "backbone":
+            return decay_group(name)
+        if part == "classifier":
+            return "decoder"
+        if lang_layers is None:
+            return "text"
+        layer = rest.removeprefix("encoder.layer.").split(".")[0]
+        return "text" if layer.isdecimal() and int(layer) < lang_layers else None
+
+    def unused_parameters(self) -> list[str]:
+        """The last stage's gate: it would only feed a fifth stage."""
+        gate = f"backbone.layers.{len(self.backbone.layers) - 1}.res_gate."
+        return [name for name, _ in self.named_parameters() if name.startswith(gate)]
+
+    def swin_name(self, name: str) -> str | None:
+        """The name within the backbone; fusion, gates and output norms are ours alone."""
+        part, _, rest = name.partition(".")
+        ours = (".fusion." in rest) or (".res_gate." in rest) or rest.startswith("norm")
+        return rest if part == "backbone" and not ours else None
+
+    def load_text(self, bert: BertModel) -> None:
+        """Fill the text encoder with ``bert``."""
+        fill_text(self.text_encoder, bert)
+
+    def to_published(self) -> dict[str, State]:
+        """{model, bert_model} or {model}."""
+        state = self.state_dict()
+        if not self.separate_text:
+            return {"model": state}
+        text = {k: v for k, v in state.items() if k.startswith(TEXT)}
+        return {
+            "model": {k: v for k, v in state.items() if k not in text},
+            "bert_model": {k.removeprefix(TEXT): v for k, v in text.items()},
+        }
+
+    def from_published(self, state: Mapping[str, Tensor]) -> State:
+        """Without a pooler and ``position_ids``, which published BERTs may hold."""
+        leftovers = (TEXT + "pooler.", TEXT + "embeddings.position_ids")
+        return {k: v for k, v in state.items() if not k.startswith(leftovers)}
+
+
+def parse_heads(mha: str, stages: int = 4) -> tuple[int, ...]:
+    """Heads of the PWAMs from ``a-b-c-d``; '' is one head each.
+
+    Raises:
+        InputError: not ``stages`` positive integers joined by dashes.
+    """
+    if not mha:
+        return (1,) * stages
+    parts = mha.split("-")
+    if len(parts) != stages or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise InputError(f"--mha {mha}: give {stages} head counts joined by dashes, like 1-1-1-1")
+    return tuple(int(p) for p in parts)
+
+
+def build_lavt(
+    size: SwinSize,
+    window_size: int,
+    text_config: BertConfig,
+    *,
+    drop_path: float = 0.3,
+    ape_grid: int = 0,
+    mha: str = "",
+    fusion_drop: float = 0.0,
+    text_dropout: bool,
+    separate_text: bool,
+) -> LAVT:
+    """LAVT from sizes; arguments as in :func:`lib.segmentation.build_model` and :class:`LAVT`.
+
+    Raises:
+        InputError: a head count that does not divide its stage's width.
+    """
+    heads = parse_heads(mha, len(size.depths))
+    for dim, h in zip(size.stage_dims, heads, strict=True):
+        if dim % h:
+            raise InputError(f"--mha {mha}: {h} heads do not divide the {dim} channels of a stage")
+    backbone = MultiModalSwin(
+        size,
+        window_size,
+        lang_dim=text_config.hidden_size,
+        fusion_heads=heads,
+        fusion_drop=fusion_drop,
+        drop_path=drop_path,
+        ape_grid=ape_grid,
+    )
+    classifier = MaskPredictor(size.stage_dims)
+    text_encoder = build_text_encoder(text_config)
+    return LAVT(text_encoder, backbone, classifier, text_dropout, separate_text)

@@ -9,58 +9,41 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lib.lavt import LAVT
+from lib.model import Segmenter
 
-NO_DECAY = ("norm", "absolute_pos_embed", "relative_position_bias_table")
 PUBLISHED_LANG_LAYERS = 10
 
 
 def parameter_groups(
-    model: LAVT, weight_decay: float, lang_layers: int | None = PUBLISHED_LANG_LAYERS
+    model: Segmenter, weight_decay: float, lang_layers: int | None = PUBLISHED_LANG_LAYERS
 ) -> list[dict[str, Any]]:
-    """Split the parameters as the release does.
+    """Split the parameters as the release of the model does.
 
     Args:
         model: not wrapped in DDP.
-        weight_decay: of all groups but the backbone's norms, position embedding and bias tables.
+        weight_decay: of all groups but ``*_no_decay``.
         lang_layers: the first so many BERT layers are trained; BERT's embeddings and later layers
             are in no group, as published. None trains all of BERT, the embeddings too.
 
     Returns:
-        Groups {name, params, param_names, weight_decay}: backbone without decay, backbone,
-        decoder, BERT. Parameters in none are :func:`not_optimised`.
+        Groups {name, params, param_names, weight_decay} in the model's order, empty ones left
+        out. Parameters in none are :func:`not_optimised`.
     """
-    names: dict[str, list[str]] = {
-        "backbone_no_decay": [],
-        "backbone": [],
-        "decoder": [],
-        "text": [],
-    }
-    for name, _ in model.named_parameters():
-        if name.startswith("backbone."):
-            exempt = any(part in name for part in NO_DECAY)
-            names["backbone_no_decay" if exempt else "backbone"].append(name)
-        elif name.startswith("classifier."):
-            names["decoder"].append(name)
-        elif lang_layers is None or _text_layer(name) in range(lang_layers):
-            names["text"].append(name)
-    parameters = dict(model.named_parameters())
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {group: [] for group in model.groups}
+    for name, parameter in model.named_parameters():
+        group = model.parameter_group(name, lang_layers)
+        if group is not None:
+            members[group].append((name, parameter))
     return [
         {
             "name": group,
-            "params": [parameters[n] for n in members],
-            "param_names": members,
-            "weight_decay": 0.0 if group == "backbone_no_decay" else weight_decay,
+            "params": [parameter for _, parameter in named],
+            "param_names": [name for name, _ in named],
+            "weight_decay": 0.0 if group.endswith("_no_decay") else weight_decay,
         }
-        for group, members in names.items()
-        if members
+        for group, named in members.items()
+        if named
     ]
-
-
-def _text_layer(name: str) -> int | None:
-    """Layer number in ``text_encoder.encoder.layer.N.…``, None for the embeddings."""
-    head, _, tail = name.partition("encoder.layer.")
-    return int(tail.split(".")[0]) if head == "text_encoder." and tail else None
 
 
 def not_optimised(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[str]:
@@ -69,16 +52,13 @@ def not_optimised(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[st
     return [n for n, _ in model.named_parameters() if n not in grouped]
 
 
-def freeze_unused(model: LAVT, groups: Iterable[dict[str, Any]]) -> None:
-    """Ask for no gradient where none is used: outside the groups, and in the last stage's gate.
+def freeze_unused(model: Segmenter, groups: Iterable[dict[str, Any]]) -> None:
+    """Ask for no gradient where none is used: outside the groups, and where no output depends.
 
     Updates stay the same; backward is cheaper, and DDP need not search for unused parameters.
     """
-    gate = f"backbone.layers.{len(model.backbone.stage_dims) - 1}.res_gate."
-    unused = set(not_optimised(model, groups))
-    for name, parameter in model.named_parameters():
-        if name in unused or name.startswith(gate):
-            parameter.requires_grad_(False)
+    for name in {*not_optimised(model, groups), *model.unused_parameters()}:
+        model.get_parameter(name).requires_grad_(False)
 
 
 def build_optimizer(

@@ -11,22 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.backbone import MultiModalSwin
 from lib.checkpoint import read_file
 from lib.errors import InputError
+from lib.model import Segmenter
 
 # Of a classifier, or recomputed by us: known, and not needed.
 DROPPED = re.compile(r"(head|norm)\.|.*\.(attn_mask|relative_position_index)$")
-# Ours alone: ImageNet Swin has none of these.
-FRESH = re.compile(r".*\.(fusion|res_gate)\.|norm\d\.|absolute_pos_embed$")
 FILE_TYPES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 
 
-def load_swin_weights(backbone: MultiModalSwin, source: str) -> str:
-    """Fill the Swin part of ``backbone``; PWAM, gates and output norms stay fresh.
+def load_swin_weights(model: Segmenter, source: str) -> str:
+    """Fill the Swin part of a model; fusion, gates and output norms stay fresh.
 
     Args:
-        backbone: the module to fill.
+        model: the module to fill; its ``swin_name`` says what a Swin calls each weight.
         source: a file in the official layout ({'model': …} or bare, .pth or .safetensors) or in
             timm's, or the name of a timm model (needs the network).
 
@@ -46,8 +44,14 @@ def load_swin_weights(backbone: MultiModalSwin, source: str) -> str:
     dropped = sorted(k for k in state if DROPPED.match(k))
     state = {k: v for k, v in state.items() if k not in dropped}
 
-    own = {k: v for k, v in backbone.state_dict().items() if not DROPPED.match(k)}
-    missing = [k for k in own if k not in state and not FRESH.match(k)]
+    names = {name: model.swin_name(name) for name in model.state_dict()}
+    own = {
+        swin: model.get_parameter(name)
+        for name, swin in names.items()
+        if swin is not None and not DROPPED.match(swin)
+    }
+    # An ImageNet Swin has no absolute position unless it was trained with one.
+    missing = [k for k in own if k not in state and k != "absolute_pos_embed"]
     unknown = [k for k in state if k not in own]
     if missing or unknown:
         raise InputError(
@@ -57,12 +61,15 @@ def load_swin_weights(backbone: MultiModalSwin, source: str) -> str:
     resized = [k for k, v in state.items() if v.shape != own[k].shape]
     for key in resized:
         state[key] = _resize(key, state[key], own[key], source)
-    backbone.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        for key, value in state.items():
+            own[key].copy_(value)
+    fresh = sum(1 for _ in model.parameters()) - len(state)
     kinds = sorted({re.sub(r".*\.(?=attn_mask|relative)|\..*", "", k) for k in dropped})
     left_out = f"{len(dropped)} left out" + (f" ({', '.join(kinds)})" if kinds else "")
     return (
         f"Swin weights of {source}: {len(state)} loaded, {len(resized)} of them resized, "
-        f"{left_out}, {len(own) - len(state)} of ours stay fresh"
+        f"{left_out}, {fresh} of ours stay as they are"
     )
 
 

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bert import build_text_encoder
-from lib.backbone import MultiModalSwin
+from bert import load_config
 from lib.config import SWIN_SIZES
+from lib.crossvlt import CrossVLT
 from lib.errors import InputError
-from lib.lavt import LAVT
-from lib.mask_predictor import MaskPredictor
+from lib.lavt import build_lavt
+from lib.model import Segmenter
 
 if TYPE_CHECKING:
     from transformers import BertConfig
 
-MODELS = ("lavt", "lavt_one")
 
+@dataclass(frozen=True)
+class Entry:
+    """A model and what its release trains and tests it with.
 
-def parse_heads(mha: str, stages: int = 4) -> tuple[int, ...]:
-    """Heads of the PWAMs from ``a-b-c-d``; '' is one head each.
-
-    Raises:
-        InputError: not ``stages`` positive integers joined by dashes.
+    Attributes:
+        build: maps (size, window_size, text_config, …) to the module.
+        max_tokens: N_l, word pieces of a sentence.
+        lr: initial learning rate.
+        batch_size: per process.
+        val_expressions: 'one' random expression an object while training, or 'all'.
     """
-    if not mha:
-        return (1,) * stages
-    parts = mha.split("-")
-    if len(parts) != stages or not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise InputError(f"--mha {mha}: give {stages} head counts joined by dashes, like 1-1-1-1")
-    return tuple(int(p) for p in parts)
+
+    build: Callable[..., Segmenter]
+    max_tokens: int = 20
+    lr: float = 5e-5
+    batch_size: int = 8
+    val_expressions: str = "one"
+
+
+MODELS: dict[str, Entry] = {
+    "lavt": Entry(partial(build_lavt, text_dropout=False, separate_text=True)),
+    "lavt_one": Entry(partial(build_lavt, text_dropout=True, separate_text=False)),
+    "crossvlt": Entry(CrossVLT, max_tokens=21, lr=3e-5, batch_size=6, val_expressions="all"),
+}
 
 
 def build_model(
@@ -38,54 +52,49 @@ def build_model(
     swin_type: str = "base",
     window_size: int = 12,
     text_config: BertConfig | str | PathLike[str],
-    mha: str = "",
-    fusion_drop: float = 0.0,
     drop_path: float = 0.3,
     ape_grid: int = 0,
+    mha: str = "",
+    fusion_drop: float = 0.0,
     text_dropout: bool | None = None,
-) -> LAVT:
+) -> Segmenter:
     """Build a model with fresh weights.
 
     Args:
-        name: 'lavt' or 'lavt_one'. Both are the same network; they differ in whether BERT's
-            dropout is on while training, and in the layout of their checkpoints.
+        name: a key of :data:`MODELS`. 'lavt' and 'lavt_one' are the same network; they differ in
+            whether BERT's dropout is on while training, and in the layout of their checkpoints.
         swin_type: a key of :data:`lib.config.SWIN_SIZES`.
         window_size: side of Swin's windows; 7 and 12 are published.
         text_config: a transformers ``BertConfig``, a folder with ``config.json``, or a hub name.
             The width of the text is taken from it.
-        mha: heads of the four PWAMs, ``a-b-c-d``; '' is 1-1-1-1.
-        fusion_drop: dropout in the PWAMs.
         drop_path: stochastic depth rate of the last Swin block.
         ape_grid: side of an absolute position embedding, 0 (published) for none.
-        text_dropout: overrides the model's default (lavt: off, lavt_one: on).
+        mha: heads of LAVT's four PWAMs, ``a-b-c-d``; '' is 1-1-1-1.
+        fusion_drop: dropout in LAVT's PWAMs.
+        text_dropout: overrides LAVT's default (lavt: off, lavt_one: on).
 
     Returns:
         A module ``forward(image (B,3,H,W), input_ids (B,N_l), attention_mask (B,N_l))`` ->
         logits (B, 2, H, W).
 
     Raises:
-        InputError: unknown name or size, a head count that does not divide its stage's width,
-            or no text configuration to be had.
+        InputError: unknown name or size, an option that the model does not have or that does not
+            fit it, or no text configuration to be had.
     """
     if name not in MODELS:
         raise InputError(f"unknown model '{name}': choose one of {', '.join(MODELS)}")
     if swin_type not in SWIN_SIZES:
         raise InputError(f"unknown swin type '{swin_type}': choose one of {', '.join(SWIN_SIZES)}")
-    size = SWIN_SIZES[swin_type]
-    heads = parse_heads(mha, len(size.depths))
-    for dim, h in zip(size.stage_dims, heads, strict=True):
-        if dim % h:
-            raise InputError(f"--mha {mha}: {h} heads do not divide the {dim} channels of a stage")
-    text_encoder = build_text_encoder(text_config)
-    backbone = MultiModalSwin(
-        size,
-        window_size,
-        lang_dim=text_encoder.config.hidden_size,
-        fusion_heads=heads,
-        fusion_drop=fusion_drop,
-        drop_path=drop_path,
-        ape_grid=ape_grid,
-    )
-    if text_dropout is None:
-        text_dropout = name == "lavt_one"
-    return LAVT(text_encoder, backbone, MaskPredictor(size.stage_dims), text_dropout)
+    if window_size < 1:
+        raise InputError(f"window size {window_size}: must be above 0")
+    build = MODELS[name].build
+    options: dict[str, Any] = {"drop_path": drop_path, "ape_grid": ape_grid}
+    special = {"mha": (mha, ""), "fusion_drop": (fusion_drop, 0.0)}
+    special["text_dropout"] = (text_dropout, None)
+    for option, (value, default) in special.items():
+        if value == default:
+            continue
+        if option not in inspect.signature(build).parameters:
+            raise InputError(f"--{option} {value}: {name} has no such option")
+        options[option] = value
+    return build(SWIN_SIZES[swin_type], window_size, load_config(text_config), **options)

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 
 import utils
-from args import MAX_TOKENS, Parser, parse_report
+from args import Parser, parse_report
 from bert.tokenizer import Tokenizer
 from data.dataset_refer_bert import ReferDataset
 from demo_inference import at_size, load, predict
 from lib.errors import InputError
-from lib.lavt import LAVT
 from lib.metrics import Metrics, intersection_union, sample_iou
+from lib.model import Segmenter
 from lib.visualize import TRUTH, Tile, contact_sheet, overlay, write_picture
 from refer.refer import REFER
 from test import format_table
@@ -149,14 +149,23 @@ def _spread(items: list[Any], count: int) -> list[Any]:
 def figure_row(
     dataset: ReferDataset,
     samples: Sequence[int],
-    model: LAVT,
+    model: Segmenter,
     tokenizer: Tokenizer,
     args: argparse.Namespace,
 ) -> list[Tile | None]:
     """One picture, then truth and prediction for each of its samples."""
     picture = dataset.picture(samples[0])
     sentences = [dataset.records[i].sentence for i in samples]
-    logits = predict(model, tokenizer, picture, sentences, args.img_size, args.batch_size, args.amp)
+    logits = predict(
+        model,
+        tokenizer,
+        picture,
+        sentences,
+        args.img_size,
+        args.max_tokens,
+        args.batch_size,
+        args.amp,
+    )
     row: list[Tile | None] = [Tile(picture)]
     for sample, sentence, of_sentence in zip(samples, sentences, logits, strict=True):
         # Polygons are in the annotated size, which a copy of the picture may not have.
@@ -185,7 +194,7 @@ def draw(args: argparse.Namespace, path: Path) -> None:
     info = utils.init_distributed(args.device, args.local_rank)
     model, tokenizer = load(args, info.device)
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
-    dataset = ReferDataset(refer, args.splits[0], tokenizer, args.img_size, MAX_TOKENS)
+    dataset = ReferDataset(refer, args.splits[0], tokenizer, args.img_size, args.max_tokens)
     rows = [figure_row(dataset, samples, model, tokenizer, args) for samples in choose(dataset)]
     header = ["picture", "truth", "prediction", "truth", "prediction"]
     footer = f"{dataset!r}: IoU in percent, at the picture's own size"

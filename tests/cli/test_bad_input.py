@@ -46,6 +46,7 @@ def copied(shapes: Shapes, here: Path) -> Shapes:
         (["--epochs", "two"], ["--epochs"]),
         (["--mha", "1-2"], ["--mha 1-2"]),
         (["--mha", "1-1-1-7"], ["--mha 1-1-1-7", "256"]),
+        (["--model", "crossvlt", "--mha", "1-1-1-1"], ["--mha 1-1-1-1", "crossvlt"]),
         (["--model_id", "../x"], ["--model_id"]),
         (["--swin_type", "huge"], ["huge", "tiny"]),
         (["--device", "gpu"], ["--device gpu"]),
@@ -192,6 +193,7 @@ def checkpoint(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Path
     ("options", "words"),
     [
         (["--swin_type", "tiny"], ["--swin_type micro"]),
+        (["--model", "crossvlt"], ["--model lavt"]),
         (["--window12"], ["window 7"]),
         (["--ape", "0"], ["--ape 14"]),
         (["--split", "testC"], ["testC"]),

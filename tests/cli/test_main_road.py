@@ -10,6 +10,7 @@ import torch
 
 import test as test_script
 import train as train_script
+from args import parse_train
 from lib.metrics import PRECISION_AT
 from tests.scripts import Shapes, jsonl, run
 
@@ -111,19 +112,53 @@ def test_batch_size_and_workers_do_not_change_counts(
     assert found[0] == found[1] == found[2]
 
 
-def test_lavt_one_saves_one_dictionary(
-    shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("model", ["lavt_one", "crossvlt"])
+def test_other_models_walk_the_same_road(
+    model: str, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Train, resume and test; one dictionary in the checkpoint."""
     monkeypatch.chdir(tmp_path)
-    train_script.main([*shapes.train_options, "--model", "lavt_one", "--epochs", "1"])
-    content = torch.load("checkpoints/model_last_lavt.pth", weights_only=True)
+    options = [*shapes.train_options, "--model", model, "--epochs", "2"]
+    train_script.main([*options, "--stop_after", "1"])
+    last = "checkpoints/model_last_lavt.pth"
+    train_script.main([*options, "--resume", last])
+    content = torch.load(last, weights_only=True)
     assert "bert_model" not in content
-    assert any(name.startswith("text_encoder.") for name in content["model"])
+    assert content["epoch"] == 1
+    words = "text_encoder." if model == "lavt_one" else "lang_stage1."
+    assert any(name.startswith(words) for name in content["model"])
     test_script.main(
         [
-            *shapes.options,
-            *("--model", "lavt_one", "--resume", "checkpoints/model_last_lavt.pth"),
+            *(*shapes.options, "--model", model, "--resume", last),
             *("--split", "testB", "--results", "r.json"),
         ]
     )
     assert json.loads(Path("r.json").read_text())["splits"]["testB"]["all"]["samples"] > 0
+
+
+def test_published_crossvlt_weights_load(
+    shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bare state dict without ``temp``, as its authors publish it."""
+    monkeypatch.chdir(tmp_path)
+    options = [*shapes.train_options, "--model", "crossvlt", "--epochs", "1"]
+    train_script.main(options)
+    state = torch.load("checkpoints/model_last_lavt.pth", weights_only=True)["model"]
+    state.pop("temp")
+    torch.save(state, "bare.pth")
+    found = []
+    for path in ("bare.pth", "checkpoints/model_last_lavt.pth"):
+        argv = [*shapes.options, "--model", "crossvlt", "--resume", path, "--split", "val"]
+        test_script.main([*argv, "--results", "r.json"])
+        found.append(json.loads(Path("r.json").read_text())["splits"])
+    assert found[0] == found[1]
+
+
+def test_defaults_of_a_model() -> None:
+    """CrossVLT's published command line names neither its batch size nor its tokens."""
+    cross = parse_train(["--model", "crossvlt"])
+    assert (cross.lr, cross.batch_size, cross.max_tokens) == (3e-5, 6, 21)
+    assert cross.val_expressions == "all"
+    lavt = parse_train([])
+    assert (lavt.lr, lavt.batch_size, lavt.max_tokens) == (5e-5, 8, 20)
+    assert lavt.val_expressions == "one"

@@ -11,13 +11,13 @@ from transformers import BertConfig
 
 import utils
 from lib import optim
-from lib.lavt import LAVT
 from lib.losses import cross_entropy
+from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
 from train import wrap
 
 
-def model() -> LAVT:
+def model(name: str) -> Segmenter:
     """A small model whose every parameter differs from zero, the same in every process."""
     torch.manual_seed(0)
     config = BertConfig(
@@ -30,13 +30,13 @@ def model() -> LAVT:
         attention_probs_dropout_prob=0.0,
     )
     built = build_model(
-        "lavt_one", swin_type="micro", window_size=7, text_config=config, drop_path=0.0
+        name, swin_type="micro", window_size=7, text_config=config, drop_path=0.0
     )
     optim.freeze_unused(built, optim.parameter_groups(built, 0.01, lang_layers=2))
     return built.double().train()
 
 
-def shard(rank: int) -> tuple[torch.Tensor, ...]:
+def shard(rank: int) -> dict[str, torch.Tensor]:
     """The batch of a process: two samples of its own."""
     g = torch.Generator().manual_seed(100 + rank)
     image = torch.randn(2, 3, 56, 56, generator=g, dtype=torch.float64)
@@ -44,21 +44,23 @@ def shard(rank: int) -> tuple[torch.Tensor, ...]:
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     target = (torch.rand(2, 56, 56, generator=g) > 0.7).long()
-    return image, ids, mask, target
+    return {"image": image, "input_ids": ids, "attention_mask": mask, "target": target}
 
 
-def gradients(wrapped: torch.nn.Module, bare: LAVT, rank: int) -> dict[str, torch.Tensor]:
-    """Gradients of the loss of a process' batch."""
-    *inputs, target = shard(rank)
-    cross_entropy(wrapped(*inputs), target).backward()
+def gradients(name: str, rank: int, info: utils.DistInfo | None = None) -> dict[str, torch.Tensor]:
+    """Gradients of a backward pass on a process' batch; under DDP where ``info`` is given."""
+    bare = model(name)
+    objective: torch.nn.Module = Objective(bare, cross_entropy)
+    if info is not None:
+        objective = wrap(Objective(bare, cross_entropy), info)
+    objective(shard(rank)).backward()
     return {n: p.grad.clone() for n, p in bare.named_parameters() if p.grad is not None}
 
 
 def main() -> None:
+    name, folder = sys.argv[1:]
     info = utils.init_distributed("cpu")
-    bare = model()
-    found = gradients(wrap(bare, info), bare, info.rank)
-    torch.save(found, Path(sys.argv[1]) / f"rank{info.rank}.pt")
+    torch.save(gradients(name, info.rank, info), Path(folder) / f"rank{info.rank}.pt")
     utils.barrier()
     dist.destroy_process_group()
 

@@ -20,7 +20,6 @@ from lib.crossvlt import (
     CrossVLTOutput,
     alignment_losses,
     crossvlt_loss,
-    parameter_group,
 )
 from lib.losses import cross_entropy
 
@@ -78,29 +77,11 @@ def test_names_shapes_and_order_of_the_weights(name: str) -> None:
     assert parameters == golden.read_json("cross_cases.json")[name]["params"]
 
 
-def groups(model: CrossVLT) -> list[dict[str, Any]]:
-    """The optimiser's groups, in the form of :func:`lib.optim.parameter_groups`."""
-    members: dict[str, list[str]] = {}
-    for name, _ in model.named_parameters():
-        group = parameter_group(name)
-        if group is not None:
-            members.setdefault(group, []).append(name)
-    return [
-        {
-            "name": group,
-            "params": [model.get_parameter(n) for n in names],
-            "param_names": names,
-            "weight_decay": 0.0 if group == "backbone_no_decay" else 0.01,
-        }
-        for group, names in members.items()
-    ]
-
-
 def test_parameter_groups() -> None:
     published = golden.read_json("cross_train_tiny96_float64.json")
     with torch.device("meta"):
         model = empty("tiny96")
-    own = groups(model)
+    own = optim.parameter_groups(model, 0.01)
     by_first = {g["param_names"][0]: g for g in own}
     for expected in published["groups"]:
         group = by_first[expected["params"][0]]
@@ -131,11 +112,11 @@ def train(precision: str) -> Training:
     dtype = getattr(torch, precision)
     model = formula_model("tiny96").to(dtype).train()
     batch, (target, enlarged) = inputs("tiny96", dtype), targets("tiny96")
-    optimizer = optim.build_optimizer(groups(model), meta["lr"], meta["wd"])
+    optimizer = optim.build_optimizer(optim.parameter_groups(model, 0.01), meta["lr"], meta["wd"])
     schedule = optim.poly_schedule(optimizer, meta["total_steps"], meta["power"])
     result = Training([], {}, {}, {k: v.numel() for k, v in model.state_dict().items()})
     for step in (1, 2, 3):
-        output = model(*batch, alignment=True)
+        output = model.encode(*batch)
         ce = 2 * cross_entropy(output.logits, target)
         alignment = alignment_losses(output.similarity, enlarged).sum()
         total = ce + alignment
@@ -217,7 +198,7 @@ def record(model: CrossVLT, batch: tuple[Tensor, ...]) -> tuple[dict[str, Tensor
     keep(model.get_submodule("backbone.3.layers.attn1"), "fused4")
     keep(model.classifier, "low")
     with torch.no_grad():
-        output = model(*batch, alignment=True)
+        output = model.encode(*batch)
         # The release computes the last gate too, and uses it nowhere.
         fused, vis = seen.pop("fused4"), seen["stage4"][0]
         last = vis + model.get_submodule("backbone.3.layers.linear1")(fused) * fused

@@ -46,7 +46,7 @@ def inputs(H: int = 64, W: int = 64, words: tuple[int, ...] = (5, N_L)) -> tuple
 def test_any_size(model: CrossVLT, size: tuple[int, int]) -> None:
     with torch.no_grad():
         logits = model(*inputs(*size))
-        output = model(*inputs(*size), alignment=True)
+        output = model.encode(*inputs(*size))
     assert logits.shape == (2, 2, *size)
     assert logits.isfinite().all()
     side = tuple(-(-n // 4) for n in size)
@@ -62,12 +62,12 @@ def test_what_forward_returns_depends_on_the_argument_not_on_the_mode(
 ) -> None:
     model.train(training)
     assert isinstance(model(*inputs()), Tensor)
-    assert isinstance(model(*inputs(), alignment=True), CrossVLTOutput)
+    assert isinstance(model.encode(*inputs()), CrossVLTOutput)
 
 
 def test_alignment_leaves_the_logits_alone(model: CrossVLT) -> None:
     with torch.no_grad():
-        assert torch.equal(model(*inputs()), model(*inputs(), alignment=True).logits)
+        assert torch.equal(model(*inputs()), model.encode(*inputs()).logits)
 
 
 def test_masked_words_have_no_influence(model: CrossVLT) -> None:
@@ -75,10 +75,10 @@ def test_masked_words_have_no_influence(model: CrossVLT) -> None:
     garbage = torch.where(mask == 0, 59, ids)
     shorter = ids[:1, :5], mask[:1, :5]
     with torch.no_grad():
-        expected = model(image, ids, mask, alignment=True)
-        masked = model(image, garbage, mask, alignment=True)
-        cut = model(image[:1], *shorter, alignment=True)
-        other = model(image, ids.flip(0), mask.flip(0), alignment=True)
+        expected = model.encode(image, ids, mask)
+        masked = model.encode(image, garbage, mask)
+        cut = model.encode(image[:1], *shorter)
+        other = model.encode(image, ids.flip(0), mask.flip(0))
     assert torch.equal(masked.logits, expected.logits)
     torch.testing.assert_close(cut.logits, expected.logits[:1], rtol=0, atol=1e-5)
     for i in range(4):
@@ -112,7 +112,7 @@ def test_a_sentence_does_not_reach_its_neighbour(model: CrossVLT) -> None:
 
 def test_an_empty_sentence_gives_numbers(model: CrossVLT) -> None:
     image, ids, mask = inputs()
-    output = model(image, ids, torch.zeros_like(mask), alignment=True)
+    output = model.encode(image, ids, torch.zeros_like(mask))
     assert output.logits.isfinite().all()
     assert all(s.isfinite().all() for s in output.similarity)
 
@@ -208,7 +208,7 @@ def test_initial_weights() -> None:
 
 def test_unused_parameters_are_those_without_gradient(model: CrossVLT) -> None:
     model.train()
-    output = model(*inputs(), alignment=True)
+    output = model.encode(*inputs())
     crossvlt.crossvlt_loss(output, torch.randint(0, 2, (2, 64, 64))).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert without == model.unused_parameters()
@@ -219,7 +219,7 @@ def test_every_parameter_is_in_a_group_or_named_as_left_out(text_config: BertCon
     model = CrossVLT(MICRO, 7, text_config, ape_grid=8)
     members: dict[str | None, list[str]] = {}
     for name, _ in model.named_parameters():
-        members.setdefault(crossvlt.parameter_group(name), []).append(name)
+        members.setdefault(model.parameter_group(name, 10), []).append(name)
     left_out = members.pop(None)
     assert left_out[0] == "temp"
     assert all(name.startswith("lang_stage1.embeddings.") for name in left_out[1:])
@@ -240,7 +240,7 @@ def test_every_parameter_is_in_a_group_or_named_as_left_out(text_config: BertCon
 def test_loss_by_hand(model: CrossVLT) -> None:
     with torch.no_grad():
         model.temp.copy_(torch.tensor([1.0, 2.0, 0.5, 1.5]))
-        output = model(*inputs(), alignment=True)
+        output = model.encode(*inputs())
     target = torch.zeros(2, 64, 64, dtype=torch.int64)
     target[:, 10:30, 20:50] = 1
     aligned = torch.tensor(0.0)
@@ -258,18 +258,18 @@ def test_loss_by_hand(model: CrossVLT) -> None:
 
 def test_temperature_divides_the_cosine(model: CrossVLT) -> None:
     with torch.no_grad():
-        ones = model(*inputs(), alignment=True).similarity
+        ones = model.encode(*inputs()).similarity
         model.temp.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-        divided = model(*inputs(), alignment=True).similarity
+        divided = model.encode(*inputs()).similarity
     for i in range(4):
         torch.testing.assert_close(divided[i] * (i + 1), ones[i])
 
 
 def test_similarity_keeps_its_precision_under_autocast(model: CrossVLT) -> None:
     with torch.no_grad():
-        expected = model(*inputs(), alignment=True)
+        expected = model.encode(*inputs())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = model(*inputs(), alignment=True)
+            output = model.encode(*inputs())
     for own, exact in zip(output.similarity, expected.similarity, strict=True):
         assert own.dtype == torch.float32
         torch.testing.assert_close(own, exact, rtol=0, atol=0.1)
@@ -283,7 +283,7 @@ def test_stage1_starts_from_a_pretrained_bert(
     config.num_hidden_layers = layers
     bert = BertModel(config)
     before = copy.deepcopy(model.state_dict())
-    crossvlt.load_text_stage1(model, bert)
+    model.load_text(bert)
     pretrained = {f"lang_stage1.{k}": v for k, v in bert.state_dict().items()}
     filled = 0
     for key, value in model.state_dict().items():
@@ -308,7 +308,7 @@ def test_an_unfitting_bert_is_refused(
     setattr(config, option, value)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(InputError, match=message):
-        crossvlt.load_text_stage1(model, BertModel(config))
+        model.load_text(BertModel(config))
     if option == "num_hidden_layers":
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -319,7 +319,7 @@ def test_published_weights_load_without_temperatures(model: CrossVLT) -> None:
     published["lang_stage1.embeddings.position_ids"] = torch.arange(24)[None]
     with torch.no_grad():
         model.temp.fill_(3.0)
-    model.load_state_dict(crossvlt.complete_state(published))  # strictly
+    model.load_state_dict(model.from_published(published))  # strictly
     assert torch.equal(model.temp, torch.ones(4))
     assert "temp" not in published
 
@@ -327,17 +327,17 @@ def test_published_weights_load_without_temperatures(model: CrossVLT) -> None:
 def test_own_weights_keep_their_temperatures(model: CrossVLT) -> None:
     with torch.no_grad():
         model.temp.fill_(3.0)
-    complete = crossvlt.complete_state(model.state_dict())
+    complete = model.from_published(model.state_dict())
     assert torch.equal(complete["temp"], torch.full((4,), 3.0))
     assert list(complete) == list(model.state_dict())
 
 
 def test_imagenet_weights_find_their_place(text_config: BertConfig) -> None:
-    backbone = CrossVLT(MICRO, 7, text_config, ape_grid=8).backbone
+    model = CrossVLT(MICRO, 7, text_config, ape_grid=8)
     places = {
         official: tuple(value.shape)
-        for name, value in backbone.state_dict().items()
-        if (official := crossvlt.imagenet_name(name)) is not None
+        for name, value in model.state_dict().items()
+        if (official := model.swin_name(name)) is not None
     }
     lavt = MultiModalSwin(MICRO, 7, 32, ape_grid=8).state_dict()
     fresh = re.compile(r".*\.(fusion|res_gate)\.|norm\d\.")

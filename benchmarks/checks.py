@@ -23,10 +23,10 @@ from benchmarks import golden
 from bert import encode, load_tokenizer
 from data.transforms import Preprocess, normalize
 from lib import engine, optim
-from lib.checkpoint import model_entries
 from lib.lavt import LAVT
 from lib.losses import cross_entropy
 from lib.metrics import intersection_union, sample_iou, summarise
+from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
 
 CASES = "abcde"
@@ -95,7 +95,7 @@ def formula_rows() -> list[Row]:
     return [Row("weight formula", 1e-9, worst)]
 
 
-def meta_model(name: str, swin_type: str, window_size: int) -> LAVT:
+def meta_model(name: str, swin_type: str, window_size: int) -> Segmenter:
     """A model of names and shapes only."""
     with torch.device("meta"):
         return build_model(
@@ -118,7 +118,7 @@ def keys_rows() -> list[Row]:
     ]
     rows = []
     for name, swin, window, entry, file in published:
-        state = model_entries(meta_model(name, swin, window), name)[entry]
+        state = meta_model(name, swin, window).to_published()[entry]
         count = unequal(layout(state), golden.read_json(file))
         rows.append(Row(f"keys {name} {swin} w{window} {entry}", 0, count))
     return rows
@@ -275,7 +275,11 @@ def run_training(dtype: torch.dtype, steps: int = 3) -> Training:
     # The measured picture is normal noise, not pixels: it is not to be normalised.
     with mock.patch.object(engine, "normalize", lambda picture: picture):
         run = engine.train_steps(
-            model, [batch] * steps, cross_entropy, optimizer, scheduler, torch.device("cpu")
+            Objective(model, cross_entropy),
+            [batch] * steps,
+            optimizer,
+            scheduler,
+            torch.device("cpu"),
         )
         for number, step in enumerate(run, 1):
             out.losses.append(step.loss.item())

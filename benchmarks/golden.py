@@ -109,6 +109,8 @@ def build(case: dict[str, Any], head_bias: bool = True, **options: Any) -> LAVT:
         text_config=BertConfig(),
         **options,
     )
+    if not isinstance(model, LAVT):
+        raise TypeError(f"{case['model']} is no LAVT")
     fill(model, skip="text_encoder.")
     model.text_encoder.load_state_dict(text_state())
     if head_bias:

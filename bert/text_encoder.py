@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 
+import transformers
 from transformers import BertConfig, BertModel
 
 from bert import hub
@@ -38,6 +39,9 @@ def load_bert(source: str | PathLike[str]) -> BertModel:
         InputError: no weights to be had.
     """
     name, offline = hub.locate(source, WEIGHTS, "BERT")
+    # It would report the pooler, which is left out on purpose, in a dozen lines.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         return BertModel.from_pretrained(name, add_pooling_layer=False, local_files_only=offline)
     except Exception as e:  # damaged files surface as errors of several libraries

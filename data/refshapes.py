@@ -49,7 +49,16 @@ DEMO_PICTURES = 4
 FORMAT = 1
 
 _UNFINISHED = ".refshapes-unfinished"
-_OURS = ("images", "refcoco", "refcoco+", "refcocog", "bert", "demo.json", "refshapes.json", _UNFINISHED)
+_OURS = (
+    "images",
+    "refcoco",
+    "refcoco+",
+    "refcocog",
+    "bert",
+    "demo.json",
+    "refshapes.json",
+    _UNFINISHED,
+)
 
 
 @dataclass(frozen=True)

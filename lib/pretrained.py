@@ -64,12 +64,12 @@ def load_swin_weights(model: Segmenter, source: str) -> str:
     with torch.no_grad():
         for key, value in state.items():
             own[key].copy_(value)
-    fresh = sum(1 for _ in model.parameters()) - len(state)
+    fresh = sum(name.startswith("backbone.") for name, _ in model.named_parameters()) - len(state)
     kinds = sorted({re.sub(r".*\.(?=attn_mask|relative)|\..*", "", k) for k in dropped})
     left_out = f"{len(dropped)} left out" + (f" ({', '.join(kinds)})" if kinds else "")
     return (
         f"Swin weights of {source}: {len(state)} loaded, {len(resized)} of them resized, "
-        f"{left_out}, {fresh} of ours stay as they are"
+        f"{left_out}, {fresh} of ours stay fresh"
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import train
 from benchmarks import checks, golden
 from lib import checkpoint, optim
-from lib.checkpoint import load_model, model_entries, read_file
+from lib.checkpoint import load_model, read_file
 from lib.errors import InputError
 from tests.conftest import Build
 
@@ -34,7 +34,7 @@ def test_keys_shapes_dtypes_and_order() -> None:
 def test_sizes_that_were_not_measured(other: str, measured: str, file: str, window: int) -> None:
     """Small is base at 3/4 of its width, large at 3/2; names and order are the same."""
     ratio = {"small": 0.75, "large": 1.5}[other]
-    state = model_entries(checks.meta_model("lavt", other, window), "lavt")["model"]
+    state = checks.meta_model("lavt", other, window).to_published()["model"]
     expected = golden.read_json(file)
     assert list(state) == [name for name, _, _ in expected]
     table, index = [(2 * window - 1) ** 2], [window**2] * 2
@@ -60,8 +60,8 @@ def test_sizes_that_were_not_measured(other: str, measured: str, file: str, wind
 
 @pytest.mark.parametrize("swin", ["tiny", "small", "base", "large"])
 def test_lavt_one_is_lavt_with_the_text_encoder_inside(swin: str) -> None:
-    one = model_entries(checks.meta_model("lavt_one", swin, 12), "lavt_one")["model"]
-    two = model_entries(checks.meta_model("lavt", swin, 12), "lavt")
+    one = checks.meta_model("lavt_one", swin, 12).to_published()["model"]
+    two = checks.meta_model("lavt", swin, 12).to_published()
     inside = {f"text_encoder.{k}": v for k, v in two["bert_model"].items()}
     assert checks.layout(one) == checks.layout(two["model"] | inside)
 
@@ -79,7 +79,7 @@ def test_published_key_lists_load_strictly() -> None:
     lavt = {"model": meta_state("keys_lavt_tiny_w7.json"), "bert_model": text}
     model = checks.meta_model("lavt", "tiny", 7)
     load_model(model, lavt, "lavt.pth")
-    loaded = checkpoint.published_state(lavt, "lavt.pth")
+    loaded = model.from_published(checkpoint.flat_state(lavt, "lavt.pth"))
     assert loaded.keys() == model.state_dict().keys()
 
     one = {"model": meta_state("keys_lavt_one_base_w12.json")}
@@ -143,7 +143,7 @@ def test_layout(layout: str, zipped: bool, tmp_path: Path, build_nano: Build) ->
     name, arrange = LAYOUTS[layout]
     source = build_nano(name)
     path = tmp_path / "published.pth"
-    content = arrange(dict(model_entries(source, name)))
+    content = arrange(dict(source.to_published()))
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     for target_name in ("lavt", "lavt_one"):  # the same network: each reads the other's file
         target = build_nano(target_name)
@@ -167,7 +167,7 @@ def test_what_train_py_saves_is_what_the_release_reads(
     content = torch.load(path, weights_only=True)  # today's default, with no allow-list
     release = {"model", "optimizer", "epoch", "args", "lr_scheduler"}
     assert content.keys() >= release | ({"bert_model"} if name == "lavt" else set())
-    published = model_entries(model, name)
+    published = model.to_published()
     assert "bert_model" in content or name == "lavt_one"
     for entry, state in published.items():
         assert list(content[entry]) == list(state)

@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig
 
 from lib import checkpoint, optim
-from lib.checkpoint import describe, load_model, load_training, model_entries, read_file, write_file
+from lib.checkpoint import describe, load_model, load_training, read_file, write_file
 from lib.errors import InputError
 from lib.lavt import LAVT
 from tests.conftest import Build
@@ -115,7 +115,7 @@ def test_file_without_weights(content: dict[str, Any], build_nano: Build) -> Non
 
 def test_file_without_text_encoder(build_nano: Build) -> None:
     model = build_nano()
-    content = {"model": model_entries(model, "lavt")["model"]}
+    content = {"model": model.to_published()["model"]}
     with pytest.raises(InputError, match="holds no text encoder"):
         load_model(model, content, "a.pth")
 
@@ -137,7 +137,7 @@ def test_a_file_of_another_model_names_the_options(
 ) -> None:
     options = {k: v for k, v in held.items() if k != "text"}
     config = BertConfig(**{**text_config.to_dict(), **held.get("text", {})})
-    content = dict(model_entries(build_nano(text_config=config, **options), "lavt"))
+    content = dict(build_nano(text_config=config, **options).to_published())
     model = build_nano()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(InputError, match=re.escape(hint)):
@@ -146,13 +146,13 @@ def test_a_file_of_another_model_names_the_options(
 
 
 def test_window_7_file_into_a_window_12_model(build_nano: Build) -> None:
-    content = dict(model_entries(build_nano(), "lavt"))
+    content = dict(build_nano().to_published())
     with pytest.raises(InputError, match=r"window 7 \(no --window12\)"):
         load_model(build_nano(window_size=12), content, "a.pth")
 
 
 def test_a_size_nobody_knows(build_nano: Build) -> None:
-    content = dict(model_entries(build_nano(), "lavt"))
+    content = dict(build_nano().to_published())
     content["model"] = {k: v for k, v in content["model"].items() if ".blocks.1." not in k}
     with pytest.raises(InputError, match="no known swin_type"):
         load_model(build_nano(), content, "a.pth")
@@ -160,7 +160,7 @@ def test_a_size_nobody_knows(build_nano: Build) -> None:
 
 def test_a_weight_too_many_too_few_or_misshapen_is_named(build_nano: Build) -> None:
     def content(**changes: Any) -> dict[str, Any]:
-        state = model_entries(build_nano("lavt_one"), "lavt_one")["model"]
+        state = build_nano("lavt_one").to_published()["model"]
         return {k: v for k, v in (state | changes).items() if v is not None}
 
     key = "classifier.bn1_4.weight"
@@ -176,6 +176,7 @@ def test_a_weight_too_many_too_few_or_misshapen_is_named(build_nano: Build) -> N
 
 def test_describe(build_nano: Build) -> None:
     assert describe(build_nano(ape_grid=5, window_size=12).state_dict()) == {
+        "model": "lavt",
         "swin_type": "nano",
         "window": 12,
         "ape": 5,

@@ -11,8 +11,8 @@ from transformers import BertConfig
 
 from lib.config import SWIN_SIZES
 from lib.errors import InputError
-from lib.lavt import LAVT
-from lib.segmentation import build_model, parse_heads
+from lib.lavt import LAVT, parse_heads
+from lib.segmentation import build_model
 from tests.conftest import Build
 
 

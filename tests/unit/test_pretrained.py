@@ -12,19 +12,31 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
+from transformers import BertConfig
 
 from lib.backbone import MultiModalSwin
 from lib.config import SwinSize
 from lib.errors import InputError
+from lib.lavt import LAVT, build_lavt
 from lib.pretrained import load_swin_weights
 
 SIZE = SwinSize(8, (2, 2, 2, 2), (1, 2, 4, 8))
 State = dict[str, Tensor]
 
 
-def ours(window: int = 7, ape_grid: int = 0, size: SwinSize = SIZE) -> MultiModalSwin:
+TEXT = BertConfig(
+    vocab_size=10,
+    hidden_size=6,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    intermediate_size=8,
+)
+
+
+def ours(window: int = 7, ape_grid: int = 0, size: SwinSize = SIZE) -> LAVT:
     torch.manual_seed(1)
-    return MultiModalSwin(size, window, lang_dim=6, ape_grid=ape_grid).eval()
+    options = {"ape_grid": ape_grid, "text_dropout": False, "separate_text": True}
+    return build_lavt(size, window, TEXT, **options).eval()  # type: ignore[arg-type]
 
 
 def of_timm(window: int = 7, image_size: int = 448) -> SwinTransformer:
@@ -93,9 +105,10 @@ LAYOUTS = [
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(layout: str, timm_model: SwinTransformer, tmp_path: Path) -> None:
     state = timm_model.state_dict()
-    backbone = ours()
+    model = ours()
+    backbone = model.backbone
     fresh = {k: v.clone() for k, v in backbone.state_dict().items() if ".fusion." in k}
-    summary = load_swin_weights(backbone, str(write(layout, state, tmp_path)))
+    summary = load_swin_weights(model, str(write(layout, state, tmp_path)))
     own = backbone.state_dict()
     wanted = {k: v for k, v in official(state).items() if k in own and "index" not in k}
     assert len(wanted) == 4 + 8 * 13 + 3 * 3
@@ -130,8 +143,9 @@ def without_language(backbone: MultiModalSwin, image: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def test_features_equal_timms(timm_model: SwinTransformer, tmp_path: Path) -> None:
-    backbone = ours()
-    load_swin_weights(backbone, str(write("official_in_model", timm_model.state_dict(), tmp_path)))
+    model = ours()
+    backbone = model.backbone
+    load_swin_weights(model, str(write("official_in_model", timm_model.state_dict(), tmp_path)))
     image = torch.randn(1, 3, 448, 448)
     x = timm_model.patch_embed(image)
     for stage, found in zip(timm_model.layers, without_language(backbone, image), strict=True):
@@ -144,7 +158,7 @@ def test_features_equal_timms(timm_model: SwinTransformer, tmp_path: Path) -> No
 @torch.no_grad()
 def test_on_a_small_picture_timm_shrinks_the_window_and_we_do_not() -> None:
     """Why a published LAVT cannot be run on timm's Swin: at 56 pixels maps are 14, 7, 4, 2."""
-    classifier, backbone = of_timm(image_size=56), ours()
+    classifier, backbone = of_timm(image_size=56), ours().backbone
     state = official(classifier.state_dict())
     own = backbone.state_dict()
     fits = [k for k, v in state.items() if k in own and v.shape == own[k].shape]
@@ -172,8 +186,9 @@ def bicubic(table: Tensor, side: int) -> Tensor:
 def test_window_tables_are_resized(held: int, wanted: int, tmp_path: Path) -> None:
     state = of_timm(held, image_size=32 * 2 * held).state_dict()
     torch.save({"model": official(state, held)}, tmp_path / "swin.pth")
-    backbone = ours(wanted)
-    summary = load_swin_weights(backbone, str(tmp_path / "swin.pth"))
+    model = ours(wanted)
+    backbone = model.backbone
+    summary = load_swin_weights(model, str(tmp_path / "swin.pth"))
     assert "8 of them resized" in summary
     key = "layers.2.blocks.1.attn.relative_position_bias_table"
     table = backbone.state_dict()[key]
@@ -188,8 +203,9 @@ def test_absolute_position_is_resized(timm_model: SwinTransformer, tmp_path: Pat
     state = official(timm_model.state_dict())
     state["absolute_pos_embed"] = torch.randn(1, 36, SIZE.embed_dim)  # (1, tokens, C) there
     torch.save({"model": state}, tmp_path / "swin.pth")
-    backbone = ours(ape_grid=9)
-    assert "1 of them resized" in load_swin_weights(backbone, str(tmp_path / "swin.pth"))
+    model = ours(ape_grid=9)
+    backbone = model.backbone
+    assert "1 of them resized" in load_swin_weights(model, str(tmp_path / "swin.pth"))
     grid = state["absolute_pos_embed"].view(1, 6, 6, -1).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, size=(9, 9), mode="bicubic")
     torch.testing.assert_close(backbone.state_dict()["absolute_pos_embed"], expected)
@@ -233,10 +249,11 @@ def test_what_is_unexplained_is_one_clear_line(
     what: str, message: str, timm_model: SwinTransformer, tmp_path: Path
 ) -> None:
     torch.save(damaged(official(timm_model.state_dict()), what), tmp_path / "swin.pth")
-    backbone = ours()
+    model = ours()
+    backbone = model.backbone
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     with pytest.raises(InputError, match=message) as caught:
-        load_swin_weights(backbone, str(tmp_path / "swin.pth"))
+        load_swin_weights(model, str(tmp_path / "swin.pth"))
     assert "\n" not in str(caught.value)
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
 

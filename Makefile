@@ -11,7 +11,7 @@ QS_MODEL := --model lavt_one --swin_type micro --img_size 112 --ape 28 \
 QS_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_path 0 \
 	--batch-size 16 --epochs 4 --workers 1 --amp auto --print-freq 25
 
-.PHONY: help quickstart shapes test test-all lint format bench clean
+.PHONY: help quickstart shapes test test-gpu parity lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,25 @@ quickstart: .venv/.ready $(QS)/data/refshapes.json  ## train, evaluate and draw,
 		--resume $(QS)/checkpoints/model_best_quickstart.pth --output $(QS) \
 		--pictures $(QS)/curves.png $(QS)/demo
 
+# ---- the hard level, for a GPU: tiny Swin, pictures of 4 to 8 objects, all kinds of expressions ----
+SH := shapes
+SH_MODEL := --model lavt_one --swin_type tiny --img_size 224 --ape 56 \
+	--refer_data_root $(SH)/data --ck_bert $(SH)/data/bert --bert_tokenizer $(SH)/data/bert
+SH_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 5e-4 --drop_path 0.1 \
+	--batch-size 64 --epochs 40 --workers 8 --pin_mem --amp auto
+
+$(SH)/data/refshapes.json: .venv/.ready
+	$(RUN) -m data.refshapes --out $(SH)/data --level hard --scenes 20000 --val-scenes 500 \
+		--test-scenes 250 --text-width 256 --text-layers 4 --jobs $$(nproc) --force
+
+shapes: .venv/.ready $(SH)/data/refshapes.json  ## the hard level: for a GPU, 30 minutes
+	$(RUN) train.py $(SH_MODEL) $(SH_TRAIN) --model_id shapes --output-dir $(SH)/checkpoints
+	$(RUN) test.py $(SH_MODEL) --resume $(SH)/checkpoints/model_best_shapes.pth \
+		--split val,testA,testB --control --batch-size 64 --workers 8 --results $(SH)/results.json
+	$(RUN) -m tools.curves models/shapes --output $(SH)/curves.png
+	$(RUN) -m tools.quickstart_report $(SH_MODEL) --results $(SH)/results.json \
+		--resume $(SH)/checkpoints/model_best_shapes.pth --output $(SH) --pictures $(SH)/curves.png
+
 test: .venv/.ready-dev  ## lint, types and all tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -48,6 +67,9 @@ test: .venv/.ready-dev  ## lint, types and all tests
 
 test-gpu: .venv/.ready-dev  ## the tests that need CUDA
 	$(RUN) -m pytest -q -m gpu
+
+parity: .venv/.ready-dev  ## the numbers against the official release's, in one table
+	$(RUN) -m benchmarks.parity
 
 lint: .venv/.ready-dev  ## format and lint
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+import lib.model
 from benchmarks import checks, golden
 from data.transforms import Preprocess
 from lib import backbone, fusion, lavt, mask_predictor, metrics, optim, swin
@@ -290,7 +291,7 @@ def test_slip_in_the_trained_text_layers(lang_layers: int | None) -> None:
     ids=["bias tables decay", "biases do not decay"],
 )
 def test_slip_in_the_weight_decay(name: str, slip: Any, seen: str, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(optim, name, slip)
+    monkeypatch.setattr(lib.model, name, slip)
     with pytest.raises(AssertionError, match=seen):
         checks.require(checks.group_rows())
 

@@ -185,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     utils.setup_logging(folder, info.rank)
     if info.is_main:
         utils.make_folder(Path(args.output_dir))
+        utils.start_jsonl(folder / "metrics.jsonl", (run.epoch + 1) * len(sampler))
         utils.write_json(vars(args) | {"environment": utils.environment()}, folder / "args.json")
     log.info("%d objects, %d steps an epoch, %s", len(train_set.samples_of_ref), len(sampler), info)
     objective = wrap(Objective(run.model, LOSSES[args.loss]), info)
@@ -205,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             save(run, metrics, args)
             record = {"kind": "epoch", "epoch": run.epoch, "step": (run.epoch + 1) * len(sampler)}
             record |= {"loss": loss, "seconds": round(time.perf_counter() - began, 2)}
+            record |= {"peak_memory_gb": round(utils.peak_memory_gb(info.device), 3)}
             if metrics is not None:
                 record |= {"val": metrics.as_dict()}
             utils.append_jsonl(record, folder / "metrics.jsonl")

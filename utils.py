@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -181,6 +182,30 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
         raise InputError(f"cannot write {path}: {e.strerror}") from e
 
 
+def start_jsonl(path: Path, last_step: int) -> None:
+    """Make a run's metrics file ready: a resumed run goes on, a fresh one starts a new file.
+
+    Args:
+        path: of the file, which may exist.
+        last_step: the step that the run continues after, 0 for a fresh run. Lines of later steps,
+            which will be written again, are dropped; a fresh run sets an older file aside.
+    """
+    if not path.is_file():
+        return
+    if last_step == 0:
+        number = sum(1 for _ in path.parent.glob(f"{path.stem}.*{path.suffix}")) + 1
+        path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError, TypeError):  # a line cut off by a crash
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
 def append_jsonl(record: dict[str, Any], path: Path) -> None:
     """Add a line to a JSON-lines file; a non-finite number becomes null."""
     clean = {
@@ -188,6 +213,16 @@ def append_jsonl(record: dict[str, Any], path: Path) -> None:
     }
     with open(path, "a", encoding="utf-8") as f:
         f.write(json.dumps(clean) + "\n")
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory held so far: allocated on a GPU, resident in this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def environment() -> dict[str, Any]:

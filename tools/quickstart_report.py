@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw(args, path)
     utils.log.info("%s\n", report(splits))
     for picture in [path, *map(Path, args.pictures)]:
-        utils.log.info("picture: %s%s", picture, "" if picture.is_file() else " (not there)")
+        utils.log.info("picture: %s%s", picture, "" if picture.exists() else " (not there)")
 
 
 if __name__ == "__main__":

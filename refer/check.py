@@ -1,0 +1,547 @@
+"""The data doctor: is an installation of REFER data whole?
+
+    python -m refer.check --refer_data_root refer/data --dataset refcoco --splitBy unc --images
+
+Damage is what training would stumble over, or learn from without anybody noticing; notes are what
+one should know about sound data. The exit code is 0 for sound data, 1 for damaged, 2 where a file
+cannot be read at all. Other counts than the published ones are no damage: a subset and a data set
+of one's own are sound.
+"""
+
+from __future__ import annotations
+
+import os.path
+import sys
+import warnings
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+import utils
+from args import Parser
+from bert.tokenizer import Tokenizer, encode, load_tokenizer
+from lib.errors import InputError
+from refer.instances import Record
+from refer.masks import MAX_OUTLINE
+from refer.pickles import Ref
+from refer.refer import REFER, in_split
+
+OUTSIDE = 1.0  # pixels by which a corner may leave the picture; drawing cuts it off
+EXAMPLES = 3  # printed per check; the JSON file has all
+MAX_SPLITS = 20  # counted apart, others in 'all' alone: a bad pickle may have one per reference
+THREADS = 8  # that decode pictures
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Size of a split: references, sentences (None: not published) and images."""
+
+    refs: int
+    sentences: int | None
+    images: int
+
+
+PUBLISHED: dict[tuple[str, str], dict[str, Counts]] = {
+    ("refcoco", "unc"): {
+        "train": Counts(42404, 120624, 16994),
+        "val": Counts(3811, 10834, 1500),
+        "testA": Counts(1975, 5657, 750),
+        "testB": Counts(1810, 5095, 750),
+        "all": Counts(50000, 142210, 19994),
+    },
+    ("refcoco+", "unc"): {
+        "train": Counts(42278, 120191, 16992),
+        "val": Counts(3805, 10758, 1500),
+        "testA": Counts(1975, 5726, 750),
+        "testB": Counts(1798, 4889, 750),
+        "all": Counts(49856, 141564, 19992),
+    },
+    ("refcocog", "umd"): {
+        "train": Counts(42226, 80512, 21899),
+        "val": Counts(2573, 4896, 1300),
+        "test": Counts(5023, 9602, 2600),
+    },
+    ("refcocog", "google"): {
+        "train": Counts(44822, 85474, 24698),
+        "val": Counts(5000, 9536, 4650),
+    },
+    ("refcoco", "google"): {
+        "train": Counts(40000, None, 19213),
+        "val": Counts(5000, None, 4559),
+        "test": Counts(5000, None, 4527),
+    },
+}
+UNVERIFIED = {("refcocog", "google", "val")}  # its number of sentences is quoted, not confirmed
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's counts beside the published ones, where there are any."""
+
+    name: str
+    found: Counts
+    published: Counts | None = None
+    verified: bool = True
+
+    @property
+    def as_published(self) -> bool | None:
+        """Whether all published counts are met; None without any."""
+        if self.published is None:
+            return None
+        sentences = self.published.sentences if self.verified else None
+        return (self.found.refs, self.found.images) == (
+            self.published.refs,
+            self.published.images,
+        ) and sentences in (None, self.found.sentences)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found.
+
+    Attributes:
+        name: its key in the JSON file.
+        title: what `found` lists.
+        damage: whether findings make the data unsound.
+        looked_at: how many things were checked.
+        found: a line for each finding.
+        remark: on all findings.
+    """
+
+    name: str
+    title: str
+    damage: bool
+    looked_at: int
+    found: Sequence[str]
+    remark: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """ok, note or DAMAGE."""
+        if not self.found:
+            return "ok"
+        return "DAMAGE" if self.damage else "note"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found about an installation."""
+
+    dataset: str
+    split_by: str
+    folder: str
+    image_folder: str
+    splits: list[Split]
+    checks: list[Check]
+
+    @property
+    def sound(self) -> bool:
+        """Whether no check found damage."""
+        return not any(check.damage and check.found for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of the JSON file."""
+        return {
+            "dataset": self.dataset,
+            "splitBy": self.split_by,
+            "folder": self.folder,
+            "image_folder": self.image_folder,
+            "sound": self.sound,
+            "splits": [asdict(s) | {"as_published": s.as_published} for s in self.splits],
+            "checks": [
+                asdict(c) | {"verdict": c.verdict.lower(), "count": len(c.found)}
+                for c in self.checks
+            ],
+        }
+
+
+class Installation(REFER):
+    """A data set with its references that `REFER` refuses set aside, as findings.
+
+    Attributes:
+        sound: the references with an annotation and an image, each ref_id once; the methods
+            of `REFER` know these alone. `data['refs']` still has all.
+        index_checks: what was set aside.
+    """
+
+    sound: list[Ref]
+    index_checks: list[Check]
+
+    def _index_instances(self, path: Path) -> None:
+        self.index_checks = []
+        for table in ("image", "annotation"):
+            records: list[Record] = self.data[table + "s"]
+            first, again = _repeats(records, "id")
+            # The same record twice does no harm.
+            found = [f"{table} {r['id']}" for r in again if r != first[r["id"]]]
+            self.data[table + "s"] = list(first.values())
+            self._add(f"repeated_{table}_id", f"ids of two different {table}s", len(records), found)
+        super()._index_instances(path)
+
+    def _index_refs(self, refs: list[Ref], path: Path) -> None:
+        first, again = _repeats(refs, "ref_id")
+        alone = [ref for ref in first.values() if ref["ann_id"] not in self.Anns]
+        nowhere = [ref for ref in first.values() if ref["image_id"] not in self.Imgs]
+        aside = {ref["ref_id"] for ref in alone + nowhere}
+        self.sound = [ref for ref in first.values() if ref["ref_id"] not in aside]
+        super()._index_refs(self.sound, path)
+        moved = [r for r in self.sound if self.refToAnn[r["ref_id"]]["image_id"] != r["image_id"]]
+        sent_ids = Counter(s["sent_id"] for ref in first.values() for s in ref["sentences"])
+        for name, title, found in (
+            ("repeated_ref_id", "references with the id of an earlier one", _names(again)),
+            ("no_annotation", "references without their annotation", _names(alone, "ann_id")),
+            ("no_image_record", "references to unlisted images", _names(nowhere, "image_id")),
+            ("other_image", "annotations of another image", _names(moved, "ann_id")),
+        ):
+            self._add(name, title, len(refs), found)
+        found = [f"sentence {sent_id}, {n} times" for sent_id, n in sent_ids.items() if n > 1]
+        self._add("repeated_sent_id", "sentence ids in use twice", sent_ids.total(), found)
+
+    def _add(self, name: str, title: str, looked_at: int, found: list[str]) -> None:
+        self.index_checks.append(Check(name, title, True, looked_at, found))
+
+
+def _repeats(records: Iterable[Record], key: str) -> tuple[dict[int, Record], list[Record]]:
+    """The first record of each id, and all later ones."""
+    first: dict[int, Record] = {}
+    later = [record for record in records if first.setdefault(record[key], record) is not record]
+    return first, later
+
+
+def _names(refs: Iterable[Ref], key: str = "") -> list[str]:
+    what = {"ann_id": ", annotation ", "image_id": ", image "}.get(key, "")
+    return [f"reference {ref['ref_id']}{what}{ref[key] if key else ''}" for ref in refs]
+
+
+def examine(
+    refer: Installation,
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_tokens: int = 20,
+    decode: bool = False,
+) -> Report:
+    """Check an installation.
+
+    Args:
+        refer: the data set.
+        tokenizer: counts the tokens of expressions; None: their words are counted.
+        max_tokens: what the model takes of an expression, [CLS] and [SEP] included.
+        decode: open every picture, not only look for it.
+
+    Returns:
+        The findings. Nothing is changed.
+    """
+    checks = [
+        *refer.index_checks,
+        *_check_objects(refer),
+        *_check_expressions(refer.data["refs"], tokenizer, max_tokens),
+        _check_shared_images(refer.data["refs"]),
+        *_check_pictures(refer, decode),
+    ]
+    return Report(
+        dataset=refer.dataset,
+        split_by=refer.splitBy,
+        folder=str(refer.DATA_DIR),
+        image_folder=str(refer.IMAGE_DIR),
+        splits=_count(refer),
+        checks=sorted(checks, key=lambda check: not check.damage),
+    )
+
+
+def _count(refer: REFER) -> list[Split]:
+    """Counts of the published and the present splits, and of all references together."""
+    by_label: dict[str, list[Ref]] = {}
+    for ref in refer.data["refs"]:
+        by_label.setdefault(ref["split"], []).append(ref)
+    published = PUBLISHED.get((refer.dataset, refer.splitBy), {})
+    names = dict.fromkeys([*published, *refer.splits()])
+    names.pop("all", None)
+    rows = []
+    for name in [*list(names)[:MAX_SPLITS], "all"]:
+        labels = [label for label in by_label if name == "all" or in_split(label, name)]
+        refs = [ref for label in labels for ref in by_label[label]]
+        found = Counts(
+            len(refs),
+            sum(len(ref["sentences"]) for ref in refs),
+            len({ref["image_id"] for ref in refs}),
+        )
+        verified = (refer.dataset, refer.splitBy, name) not in UNVERIFIED
+        rows.append(Split(name, found, published.get(name), verified))
+    return rows
+
+
+def _check_objects(refer: Installation) -> list[Check]:
+    """Draw every reference's object."""
+    damaged: list[str] = []
+    outside: list[str] = []
+    empty: list[str] = []
+    overlapping: list[str] = []
+    total = lost = 0
+    for ref in utils.progress(refer.sound, "objects", rank=0):
+        where = f"annotation {ref['ann_id']} of reference {ref['ref_id']}"
+        polygons = _polygons(refer.refToAnn[ref["ref_id"]].get("segmentation"))
+        image = refer.Imgs[ref["image_id"]]
+        beyond = _overshoot(polygons, image["width"], image["height"])
+        try:
+            pixels, twice = _covered(refer, ref, polygons if beyond <= OUTSIDE else [])
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        if beyond > OUTSIDE:
+            outside.append(f"{where}: by {beyond:.0f} pixels")
+        if pixels == twice:
+            empty.append(where + (": its polygons cover each other" if twice else ""))
+        elif twice:
+            overlapping.append(f"{where}: {twice} of {pixels} pixels")
+        total, lost = total + pixels, lost + twice
+    count = len(refer.sound)
+    remark = f"{lost} of {total} pixels count as background" if lost else ""
+    return [
+        Check("bad_outline", "objects that cannot be drawn", True, count, damaged),
+        Check("outside", "objects that leave their picture", True, count, outside),
+        Check("empty_mask", "objects without a pixel", True, count, empty),
+        Check("overlap", "objects of overlapping polygons", False, count, overlapping, remark),
+    ]
+
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def _polygons(segmentation: Any) -> list[FloatArray]:
+    """Each polygon's x0, y0, x1, y1, …; [] for run lengths and anything odd."""
+    if not isinstance(segmentation, list):
+        return []
+    try:
+        polygons = [np.asarray(points, np.float64) for points in segmentation]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    plain = all(p.ndim == 1 and p.size >= 6 and p.size % 2 == 0 for p in polygons)
+    return polygons if plain else []
+
+
+def _overshoot(polygons: Sequence[FloatArray], width: int, height: int) -> float:
+    """By how many pixels the farthest corner lies outside the picture; nan if one is nan."""
+    sides = [(-p.min(), p[::2].max() - width, p[1::2].max() - height) for p in polygons]
+    return float(np.max(sides, initial=0.0))
+
+
+def _covered(refer: REFER, ref: Ref, polygons: Sequence[FloatArray]) -> tuple[int, int]:
+    """Count an object's pixels, and those that several of its components cover.
+
+    Args:
+        refer: the data set.
+        ref: one of its references.
+        polygons: the object's, all in the picture; [] to have the object painted as it is.
+
+    Raises:
+        InputError: the object cannot be drawn.
+    """
+    image = refer.Imgs[ref["image_id"]]
+    height, width = image["height"], image["width"]
+    if polygons and sum(p.size for p in polygons) * (height + width) <= MAX_OUTLINE:
+        # Without painting a picture it takes a sixteenth of the time.
+        runs = coco_mask.frPyObjects([p.tolist() for p in polygons], height, width)
+        pixels = int(coco_mask.area(coco_mask.merge(runs)))
+        twice = int(coco_mask.area(runs).sum()) - pixels
+        if len(runs) < 3 or not twice:  # of three, one pixel may be counted thrice
+            return pixels, twice
+    mask = refer.getMask(ref)["mask"]
+    return int(np.count_nonzero(mask)), int(np.count_nonzero(mask > 1))
+
+
+def _check_expressions(
+    refs: Sequence[Ref], tokenizer: Tokenizer | None, max_tokens: int
+) -> list[Check]:
+    sentences = [sentence for ref in refs for sentence in ref["sentences"]]
+    texts: list[str] = [sentence["raw"] for sentence in sentences]
+    if tokenizer is None:
+        over = [len(text.split()) + 2 > max_tokens for text in texts]
+        remark = "at least: only words were counted; give --bert_tokenizer"
+    else:
+        over = (encode(tokenizer, texts, max_tokens + 1)[1][:, -1] == 1).tolist()
+        remark = "they are cut"
+    too_long = [
+        f"sentence {sentence['sent_id']}: {sentence['raw']}"
+        for sentence, is_over in zip(sentences, over, strict=True)
+        if is_over
+    ]
+    empty = [f"sentence {s['sent_id']}" for s in sentences if not s["raw"].strip()]
+    silent = [ref for ref in refs if not ref["sentences"]]
+    title = f"expressions over {max_tokens} tokens"
+    return [
+        Check("empty_expression", "empty expressions", True, len(texts), empty),
+        Check("no_expression", "references without expression", False, len(refs), _names(silent)),
+        Check("long_expression", title, False, len(texts), too_long, remark if too_long else ""),
+    ]
+
+
+def _check_shared_images(refs: Iterable[Ref]) -> Check:
+    labels: dict[int, set[str]] = {}
+    for ref in refs:
+        labels.setdefault(ref["image_id"], set()).add(ref["split"])
+    shared = {image: ", ".join(sorted(names)) for image, names in labels.items() if len(names) > 1}
+    common = Counter(shared.values()).most_common(EXAMPLES)
+    remark = "; ".join(f"{names}: {count}" for names, count in common)
+    found = [f"image {image}: {names}" for image, names in shared.items()]
+    return Check("shared_image", "images in several splits", False, len(labels), found, remark)
+
+
+def _check_pictures(refer: Installation, decode: bool) -> list[Check]:
+    """Look for the pictures of all references; open them only if `decode`."""
+    missing: list[str] = []
+    present: list[int] = []
+    image_ids = dict.fromkeys(ref["image_id"] for ref in refer.sound)
+    for image_id in utils.progress(image_ids, "files", rank=0):
+        try:
+            path = refer.image_path(image_id)
+        except InputError as error:
+            missing.append(str(error))
+            continue
+        if os.path.isfile(path):
+            present.append(image_id)
+        else:
+            missing.append(str(path))
+    count = len(image_ids)
+    no_folder = missing and not os.path.isdir(refer.IMAGE_DIR)
+    remark = refer.missing_image(refer.IMAGE_DIR) if no_folder else ""
+    checks = [Check("missing_picture", "pictures that are missing", True, count, missing, remark)]
+    if decode:
+        unreadable, resized = _decode(refer, present)
+        checks += [
+            Check("bad_picture", "pictures that cannot be read", True, len(present), unreadable),
+            Check("picture_size", "pictures of another size", True, len(present), resized),
+        ]
+    return checks
+
+
+def _decode(refer: REFER, image_ids: Sequence[int]) -> tuple[list[str], list[str]]:
+    """Decode pictures whole: which cannot be, and which have not the size on record."""
+
+    def size_of(image_id: int) -> tuple[int, int] | str:
+        try:
+            return refer.open_image(image_id).size
+        except InputError as error:
+            return str(error)
+
+    unreadable, resized = [], []
+    # Threads suffice, decoders let others run; but their warning filters are one and the same.
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")
+        sizes = utils.progress(pool.map(size_of, image_ids), "pictures", 0, len(image_ids))
+        for image_id, size in zip(image_ids, sizes, strict=True):
+            record = refer.Imgs[image_id]
+            expected = (record["width"], record["height"])
+            if isinstance(size, str):
+                unreadable.append(size)
+            elif size != expected:
+                what = "{}x{} instead of {}x{}".format(*size, *expected)
+                resized.append(f"{refer.image_path(image_id)}: {what}")
+    return unreadable, resized
+
+
+def as_text(report: Report) -> str:
+    """The report for a terminal; names and expressions in it cannot control the terminal."""
+    name = f"{report.dataset}({report.split_by})"
+    lines = [f"{name} in {report.folder}, pictures in {report.image_folder}", ""]
+    lines += [*_counts_table(report.splits), "", _counts_verdict(report), ""]
+    width = max(len(check.title) for check in report.checks)
+    lines.append(f"{'check':{width}}  {'looked at':>9}  {'found':>7}")
+    for check in report.checks:
+        row = f"{check.title:{width}}  {check.looked_at:>9}  {len(check.found):>7}  {check.verdict}"
+        lines.append(row + (f": {check.remark}" if check.remark else ""))
+        lines += [f"    {line[:200]}" for line in check.found[:EXAMPLES]]
+        if len(check.found) > EXAMPLES:
+            lines.append(f"    and {len(check.found) - EXAMPLES} more")
+    damaged = sum(check.verdict == "DAMAGE" for check in report.checks)
+    notes = sum(check.verdict == "note" for check in report.checks)
+    result = f"{damaged} of {len(report.checks)} checks found damage; notes: {notes}"
+    lines += ["", f"{name} is {'sound' if report.sound else 'damaged'}: {result}"]
+    return "\n".join(map(_printable, lines))
+
+
+def _counts_table(splits: Sequence[Split]) -> list[str]:
+    width = max(7, *(min(len(split.name), 20) for split in splits))
+    heads = [f"{head:^20}" for head in ("references", "sentences", "images")]
+    lines = [(" " * width + "".join(heads)).rstrip()]
+    lines.append(f"{'split':{width}}" + f"{'found':>9}{'published':>11}" * 3)
+    for split in splits:
+        row = f"{split.name[:20]:{width}}"
+        for field in ("refs", "sentences", "images"):
+            known = getattr(split.published, field, None)
+            told = "-" if known is None else str(known)
+            if field == "sentences" and not split.verified:
+                told += "?"
+            row += f"{getattr(split.found, field):>9}{told:>11}"
+        verdict = {True: "  as published", False: "  differs", None: ""}[split.as_published]
+        lines.append(row + verdict)
+    return lines
+
+
+def _counts_verdict(report: Report) -> str:
+    known = [split for split in report.splits if split.as_published is not None]
+    if not known:
+        return "No counts are published for this data set."
+    if all(split.as_published for split in known):
+        return "All counts are as published."
+    return "The counts are not the published ones: a subset, or data of your own."
+
+
+def _printable(line: str) -> str:
+    """The line with control characters and the like escaped."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def parse(argv: Sequence[str] | None = None) -> Namespace:
+    """Arguments of the command line, checked.
+
+    Raises:
+        InputError: naming the option and what it takes.
+    """
+    p = Parser("python -m refer.check", description="Check an installation of REFER data.")
+    p.add_argument("--refer_data_root", default="./refer/data/", help="REFER data root")
+    p.add_argument("--dataset", default="refcoco", help="refcoco, refcoco+, … or a folder's name")
+    p.add_argument("--splitBy", default="unc", help="unc; umd or google for refcocog")
+    p.add_argument("--image_root", default=None, help="folder of the pictures, if elsewhere")
+    p.add_argument("--images", action="store_true", help="decode every picture too")
+    p.add_argument("--bert_tokenizer", default=None, help="hub name or folder, to count tokens")
+    p.add_argument("--max_tokens", type=int, default=20, help="the model's limit (crossvlt: 21)")
+    p.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all findings")
+    args = p.parse_args(argv)
+    if args.max_tokens < 1:
+        raise InputError(f"--max_tokens {args.max_tokens}: must be 1 or more")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the installation of the command line; exits with 1 if it is damaged.
+
+    Raises:
+        InputError: a file is missing or cannot be read at all.
+    """
+    args = parse(argv)
+    if args.json:
+        utils.make_folder(args.json.parent)
+    tokenizer = load_tokenizer(args.bert_tokenizer) if args.bert_tokenizer else None
+    refer = Installation(args.refer_data_root, args.dataset, args.splitBy, args.image_root)
+    if not refer.data["refs"]:
+        raise InputError(f"{refer.DATA_DIR / f'refs({args.splitBy}).p'} has no references")
+    report = examine(refer, tokenizer=tokenizer, max_tokens=args.max_tokens, decode=args.images)
+    print(as_text(report))
+    if args.json:
+        utils.write_json(report.as_json(), args.json)
+    if not report.sound:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

@@ -345,8 +345,8 @@ def training_rows(ours: Training, precision: str) -> list[Row]:
         buffers = theirs[f"buffers_after_step{step}"]
         weights = theirs[f"after_step{step}"]
         if exact:
-            found = _worst(ours.after[step], weights | buffers, skipped, floor=1.0)
-            rows.append(Row(f"{name}, weights and buffers after step {step}", 1e-6, found))
+            after = _worst(ours.after[step], weights | buffers, skipped, floor=1.0)
+            rows.append(Row(f"{name}, weights and buffers after step {step}", 1e-6, after))
         else:
             rows += _float32_weight_rows(ours, weights, buffers, skipped, step)
     counters = unequal(sorted(ours.counters.items()), sorted(theirs["int_buffers"].items()))

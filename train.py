@@ -179,10 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_set.samples_of_ref, args.batch_size, args.seed, info.rank, info.world
     )
     loader = build_loader(train_set, sampler, args.workers, args.pin_mem)
-    run = build(args, info, len(sampler))
-
     folder = Path("models") / args.model_id
     utils.setup_logging(folder, info.rank)
+    run = build(args, info, len(sampler))
     if info.is_main:
         utils.make_folder(Path(args.output_dir))
         utils.start_jsonl(folder / "metrics.jsonl", (run.epoch + 1) * len(sampler))

@@ -72,7 +72,8 @@ def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
     except RuntimeError as e:
         raise InputError(f"--device {device}: give cpu, cuda or cuda:N") from e
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        log.info("no CUDA here: running on the CPU")
+        if rank == 0:
+            log.warning("no CUDA here: running on the CPU")
         chosen = torch.device("cpu")
     if chosen.type == "cuda":
         index = local if world > 1 else (chosen.index or 0)

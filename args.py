@@ -13,7 +13,7 @@ from lib.engine import AMP
 from lib.errors import InputError
 from lib.lavt import parse_heads
 from lib.losses import LOSSES
-from lib.optim import PUBLISHED_LANG_LAYERS
+from lib.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
 from lib.segmentation import MODELS
 
 DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
@@ -62,6 +62,12 @@ def common_parser(description: str) -> Parser:
     data.add_argument("--split", default="test", help="test.py: a split, or several: val,testA")
     data.add_argument("--refer_data_root", default="./refer/data/", help="REFER data root")
     data.add_argument("--image_root", default=None, help="folder of the pictures, if elsewhere")
+    data.add_argument(
+        "--mask_mode",
+        choices=("release", "union"),
+        default="release",
+        help="pixels in two polygons of an object: background as in the release, or object",
+    )
     data.add_argument("--img_size", type=int, default=480, help="square resize, pixels")
     data.add_argument(
         "-b", "--batch-size", type=int, default=None, help="per process (8; crossvlt: 6)"
@@ -103,6 +109,12 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=PUBLISHED_LANG_LAYERS,
         metavar="N|all",
         help="train the first N BERT layers, or all of BERT with its embeddings",
+    )
+    g.add_argument(
+        "--norm_decay",
+        choices=NORM_DECAY,
+        default="published",
+        help="weight decay of norms and biases (published: the backbone's norms are spared)",
     )
     g.add_argument(
         "--text_dropout",
@@ -269,3 +281,12 @@ def parse_report(
         raise InputError(f"--split {args.split}: give a split to draw predictions of")
     _check(args)
     return args
+
+
+def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of :class:`data.dataset_refer_bert.ReferDataset` that the options ask for."""
+    return {
+        "img_size": args.img_size,
+        "max_tokens": args.max_tokens,
+        "union_masks": args.mask_mode == "union",
+    }

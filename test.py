@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 import utils
-from args import model_options, parse_test
+from args import dataset_options, model_options, parse_test
 from bert import load_tokenizer
 from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
 from data.loaders import ShardedBatches, build_loader
@@ -79,6 +79,15 @@ def format_table(rows: Table) -> str:
     return "\n".join(lines)
 
 
+def protocol(args: argparse.Namespace) -> str:
+    """What the numbers mean, in words; says so where it is not the published protocol."""
+    overlap = "background" if args.mask_mode == "release" else "object (not the published protocol)"
+    return (
+        f"every expression alone, raw text, IoU at {args.img_size} x {args.img_size}, "
+        f"pixels in two polygons of an object are {overlap}"
+    )
+
+
 def results(
     args: argparse.Namespace, splits: dict[str, dict[str, Metrics]], content_hash: str
 ) -> dict[str, Any]:
@@ -87,7 +96,7 @@ def results(
         "splits": {
             split: {name: m.as_dict() for name, m in rows.items()} for split, rows in splits.items()
         },
-        "protocol": "LAVT: every expression alone, IoU at img_size, raw text, mask sum == 1",
+        "protocol": protocol(args),
         "checkpoint": {"path": str(args.resume), "sha256": content_hash},
         "args": vars(args),
         "environment": utils.environment(),
@@ -106,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.bert_tokenizer)
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
     datasets = {
-        split: ReferDataset(refer, split, tokenizer, args.img_size, args.max_tokens)
+        split: ReferDataset(refer, split, tokenizer, **dataset_options(args))
         for split in args.splits
     }
     for dataset in datasets.values():

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import utils
-from args import model_options, parse_train
+from args import dataset_options, model_options, parse_train
 from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import (
@@ -73,7 +73,7 @@ def build(args: argparse.Namespace, info: DistInfo, steps_per_epoch: int) -> Run
         if args.pretrained_swin_weights:
             log.info(load_swin_weights(model, args.pretrained_swin_weights))
     model.to(info.device)
-    groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers)
+    groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)
     optim.freeze_unused(model, groups)
     optimizer = optim.build_optimizer(groups, args.lr, args.weight_decay, args.amsgrad)
     scheduler = optim.poly_schedule(optimizer, steps_per_epoch * args.epochs)
@@ -171,8 +171,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = utils.init_distributed(args.device, args.local_rank)
     tokenizer = load_tokenizer(args.bert_tokenizer)
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
-    train_set = ReferDataset(refer, "train", tokenizer, args.img_size, args.max_tokens)
-    val_set = ReferDataset(refer, args.val_split, tokenizer, args.img_size, args.max_tokens)
+    train_set, val_set = (
+        ReferDataset(refer, split, tokenizer, **dataset_options(args))
+        for split in ("train", args.val_split)
+    )
     for dataset in (train_set, val_set):
         dataset.check_images()
     sampler = RandomExpressionSampler(

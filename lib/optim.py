@@ -12,10 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from lib.model import Segmenter
 
 PUBLISHED_LANG_LAYERS = 10
+NORM_DECAY = ("published", "none", "all")
 
 
 def parameter_groups(
-    model: Segmenter, weight_decay: float, lang_layers: int | None = PUBLISHED_LANG_LAYERS
+    model: Segmenter,
+    weight_decay: float,
+    lang_layers: int | None = PUBLISHED_LANG_LAYERS,
+    norm_decay: str = "published",
 ) -> list[dict[str, Any]]:
     """Split the parameters as the release of the model does.
 
@@ -24,22 +28,29 @@ def parameter_groups(
         weight_decay: of all groups but ``*_no_decay``.
         lang_layers: the first so many BERT layers are trained; BERT's embeddings and later layers
             are in no group, as published. None trains all of BERT, the embeddings too.
+        norm_decay: 'published' spares the backbone's norms, position embedding and bias tables,
+            but neither its other biases nor the norms elsewhere; 'none' spares every norm and
+            bias; 'all' spares nothing.
 
     Returns:
         Groups {name, params, param_names, weight_decay} in the model's order, empty ones left
         out. Parameters in none are :func:`not_optimised`.
     """
+    spared = "_no_decay"
     members: dict[str, list[tuple[str, nn.Parameter]]] = {group: [] for group in model.groups}
     for name, parameter in model.named_parameters():
         group = model.parameter_group(name, lang_layers)
-        if group is not None:
-            members[group].append((name, parameter))
+        if group is None:
+            continue
+        if norm_decay == "none" and parameter.ndim < 2 and not group.endswith(spared):
+            group += spared
+        members.setdefault(group, []).append((name, parameter))
     return [
         {
             "name": group,
             "params": [parameter for _, parameter in named],
             "param_names": [name for name, _ in named],
-            "weight_decay": 0.0 if group.endswith("_no_decay") else weight_decay,
+            "weight_decay": 0.0 if group.endswith(spared) and norm_decay != "all" else weight_decay,
         }
         for group, named in members.items()
         if named

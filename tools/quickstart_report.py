@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import utils
-from args import Parser, parse_report
+from args import Parser, dataset_options, parse_report
 from bert.tokenizer import Tokenizer
 from data.dataset_refer_bert import ReferDataset
 from demo_inference import at_size, load, predict
@@ -194,7 +194,7 @@ def draw(args: argparse.Namespace, path: Path) -> None:
     info = utils.init_distributed(args.device, args.local_rank)
     model, tokenizer = load(args, info.device)
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
-    dataset = ReferDataset(refer, args.splits[0], tokenizer, args.img_size, args.max_tokens)
+    dataset = ReferDataset(refer, args.splits[0], tokenizer, **dataset_options(args))
     rows = [figure_row(dataset, samples, model, tokenizer, args) for samples in choose(dataset)]
     header = ["picture", "truth", "prediction", "truth", "prediction"]
     footer = f"{dataset!r}: IoU in percent, at the picture's own size"

@@ -162,3 +162,17 @@ def test_defaults_of_a_model() -> None:
     lavt = parse_train([])
     assert (lavt.lr, lavt.batch_size, lavt.max_tokens) == (5e-5, 8, 20)
     assert lavt.val_expressions == "one"
+
+
+def test_union_masks_are_an_option_and_are_labelled(
+    trained: Path, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [*shapes.options, "--resume", str(trained / "checkpoints/model_best_whole.pth")]
+    protocols = []
+    for mode in ("release", "union"):
+        argv = [*options, "--split", "testA", "--mask_mode", mode, "--results", "r.json"]
+        test_script.main(argv)
+        protocols.append(json.loads(Path("r.json").read_text())["protocol"])
+    assert "not the published protocol" not in protocols[0]
+    assert "not the published protocol" in protocols[1]

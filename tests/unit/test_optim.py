@@ -102,3 +102,20 @@ def test_optimizer_takes_the_options(amsgrad: bool, build_nano: Build) -> None:
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1, 0.1, 0.1]
     assert {g["lr"] for g in optimizer.param_groups} == {3e-4}
     assert {g["amsgrad"] for g in optimizer.param_groups} == {amsgrad}
+
+
+def test_norm_decay(build_nano: Build) -> None:
+    """'none' spares every norm and bias, 'all' nothing; the members stay the same."""
+    model = build_nano("lavt_one")
+    found = {}
+    for mode in optim.NORM_DECAY:
+        groups = optim.parameter_groups(model, 0.01, norm_decay=mode)
+        found[mode] = {n: g["weight_decay"] for g in groups for n in g["param_names"]}
+        assert sum(len(g["params"]) for g in groups) == len(found[mode])
+    assert found["none"].keys() == found["all"].keys() == found["published"].keys()
+    assert set(found["all"].values()) == {0.01}
+    for name, decay in found["none"].items():
+        table = "relative_position_bias_table" in name
+        assert (decay == 0.0) == (model.get_parameter(name).ndim < 2 or table), name
+    assert found["published"]["classifier.bn1_4.weight"] == 0.01
+    assert found["none"]["classifier.bn1_4.weight"] == 0.0

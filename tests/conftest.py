@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers import BertConfig
 
+from data.refshapes import generate
 from lib.config import SWIN_SIZES, SwinSize
 from lib.lavt import LAVT
 from lib.segmentation import build_model
+from tests.scripts import Shapes
 
 # One thread: on a busy machine threads wait for each other far longer than they save.
 torch.set_num_threads(1)
@@ -41,3 +43,11 @@ def build_nano(monkeypatch: pytest.MonkeyPatch, text_config: BertConfig) -> Buil
         return build_model(name, **chosen)  # type: ignore[arg-type]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
+    """A generated REFER root with its BERT folder; 8 training scenes."""
+    root = tmp_path_factory.mktemp("shapes") / "data"
+    generate(root, level="easy", seed=3, scenes=8, val_scenes=3, test_scenes=2)
+    return Shapes(root)

@@ -43,7 +43,7 @@ def build(object_bias: float | None = None) -> LAVT:
 
 
 def save(model: LAVT, path: Path) -> Path:
-    checkpoint.write_file(checkpoint.model_entries(model, "lavt"), path)
+    checkpoint.write_file(dict(model.to_published()), path)
     return path
 
 
@@ -137,7 +137,7 @@ def test_model_sees_what_it_saw_in_training() -> None:
         )
     record = dataset.records[0]
     upright = demo.open_upright(refer.image_path(record.image_id))
-    got = demo.predict(model, tokenizer, upright, [record.sentence], SIZE)
+    got = demo.predict(model, tokenizer, upright, [record.sentence], SIZE, 20)
     assert torch.equal(got, expected)
 
 
@@ -156,10 +156,10 @@ def test_sentences_share_a_batch_and_do_not_mix() -> None:
     model.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
     picture = Image.effect_noise((50, 40), 80).convert("RGB")
     sentences = ["red", "the blue one on the left", "", "?!"]
-    together = demo.predict(model, tokenizer, picture, sentences, SIZE, batch_size=3)
+    together = demo.predict(model, tokenizer, picture, sentences, SIZE, 20, batch_size=3)
     assert sizes == [3, 1]
     for sentence, logits in zip(sentences, together, strict=True):
-        alone = demo.predict(model, tokenizer, picture, [sentence], SIZE)[0]
+        alone = demo.predict(model, tokenizer, picture, [sentence], SIZE, 20)[0]
         assert torch.allclose(alone, logits, atol=1e-4)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import demo_inference as demo_script
 import test as test_script
 import train as train_script
 from args import parse_train
@@ -176,3 +177,17 @@ def test_union_masks_are_an_option_and_are_labelled(
         protocols.append(json.loads(Path("r.json").read_text())["protocol"])
     assert "not the published protocol" not in protocols[0]
     assert "not the published protocol" in protocols[1]
+
+
+def test_demo_of_the_generated_pairs(
+    trained: Path, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overlay for each picture and sentence of RefShapes' demo.json."""
+    monkeypatch.chdir(tmp_path)
+    pairs = json.loads((shapes.root / "demo.json").read_text())
+    assert pairs
+    assert all((shapes.root / pair["image"]).is_file() for pair in pairs)
+    checkpoint = str(trained / "checkpoints/model_best_whole.pth")
+    options = [*shapes.options, "--resume", checkpoint, "--output", "out"]
+    demo_script.main([*options, "--list", str(shapes.root / "demo.json")])
+    assert len(list(Path("out").glob("*.png"))) == sum(len(pair["sentence"]) for pair in pairs)

@@ -7,6 +7,7 @@ torchrun --nproc_per_node 4 train.py ...
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,12 +90,15 @@ def wrap(objective: Objective, info: DistInfo) -> nn.Module:
     """The module that trains: in DDP where there are several processes."""
     if info.world == 1:
         return objective
+    # Statistics agree through SyncBatchNorm, or are averaged before they are used: no process
+    # needs another's at each step. Newer torch has another name for that.
+    named = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+    options: dict[str, Any] = {sync: False}
     if info.device.type == "cuda":
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-        return DistributedDataParallel(
-            objective, device_ids=[info.device.index], broadcast_buffers=False
-        )
-    return DistributedDataParallel(objective, broadcast_buffers=False)
+        options["device_ids"] = [info.device.index]
+    return DistributedDataParallel(objective, **options)
 
 
 def train_epoch(

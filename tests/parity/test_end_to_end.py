@@ -44,13 +44,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_same_numbers_however_it_is_run(
     root: Path, split: str, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Alone, in batches, by several processes and with workers: the release's lines are equal.
+    """Alone, in batches, by several processes, threads and workers: the same lines are printed.
 
     At equal batch size the pixel counts are, too; another batch size may flip near ties.
     """
     printed, counts = [], []
-    ways = [("1", "0", 1), ("4", "0", 1), ("4", "2", 1), ("4", "0", 2), ("4", "1", 3)]
-    for number, (batch, workers, processes) in enumerate(ways):
+    ways = [
+        ("1", "0", 1, 1),
+        ("4", "0", 1, 1),
+        ("4", "2", 1, 2),
+        ("4", "0", 2, 1),
+        ("4", "1", 3, 1),
+    ]
+    for number, (batch, workers, processes, threads) in enumerate(ways):
         out = tmp_path / f"{number}.json"
         done = run(
             tmp_path,
@@ -61,6 +67,7 @@ def test_same_numbers_however_it_is_run(
             *("--batch-size", batch, "--workers", workers, "--device", "cpu"),
             *("--results", str(out)),
             launcher=torchrun(processes) if processes > 1 else (),
+            threads=threads,
         )
         assert done.returncode == 0, done.stderr
         start = done.stdout.index("Final results:")

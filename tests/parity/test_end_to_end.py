@@ -49,13 +49,9 @@ def test_same_numbers_however_it_is_run(
     At equal batch size the pixel counts are, too; another batch size may flip near ties.
     """
     printed, counts = [], []
-    ways = [
-        ("1", "0", 1, 1),
-        ("4", "0", 1, 1),
-        ("4", "2", 1, 2),
-        ("4", "0", 2, 1),
-        ("4", "1", 3, 1),
-    ]
+    # batch size, workers, processes, threads
+    ways = [("1", "0", 1, 1), ("4", "0", 1, 1), ("4", "2", 1, 2)]
+    ways += [("4", "0", 2, 1), ("4", "1", 3, 1)]
     for number, (batch, workers, processes, threads) in enumerate(ways):
         out = tmp_path / f"{number}.json"
         done = run(

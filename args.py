@@ -134,10 +134,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     g.add_argument("--text_from_scratch", action="store_true", help="load no BERT weights")
     args = p.parse_args(argv)
-    args.window = (
-        12 if args.window12 or "window12" in Path(args.pretrained_swin_weights).name else 7
-    )
     _check(args)
+    if "window12" in Path(args.pretrained_swin_weights).name:
+        args.window = 12
     return args
 
 
@@ -161,7 +160,6 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="evaluate also with the sentence of another object of the same picture",
     )
     args = p.parse_args(argv)
-    args.window = 12 if args.window12 else 7
     args.splits = [s for s in args.split.split(",") if s]
     if not args.splits or len(set(args.splits)) < len(args.splits):
         raise InputError(f"--split {args.split}: give a split, or several different ones by commas")
@@ -178,6 +176,7 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, name, "") is None:
             setattr(args, name, getattr(entry, name))
     args.max_tokens = entry.max_tokens
+    args.window = 12 if args.window12 else 7
     positive = ("batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every")
     not_negative = ("workers", "weight_decay", "ape", "seed", "lang_layers", "stop_after")
     for name in positive + not_negative:
@@ -238,7 +237,6 @@ def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--prob", action="store_true", help="also X.prob.png, 16 bits: 65535 is certainly inside"
     )
     args = p.parse_args(argv)
-    args.window = 12 if args.window12 else 7
     example = (
         'python demo_inference.py --image photo.jpg --sentence "the dog on the left" '
         "--resume ./checkpoints/refcoco.pth --output ./demo/"
@@ -275,7 +273,6 @@ def parse_report(
     g.add_argument("--output", default="./quickstart/", help="folder for predictions.png")
     g.add_argument("--pictures", nargs="*", default=[], help="other pictures, to be named too")
     args = p.parse_args(argv)
-    args.window = 12 if args.window12 else 7
     args.splits = [s for s in args.split.split(",") if s]
     if not args.splits:
         raise InputError(f"--split {args.split}: give a split to draw predictions of")

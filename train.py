@@ -24,7 +24,6 @@ from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import (
     RandomExpressionSampler,
-    ShardedBatches,
     build_loader,
     one_expression_per_object,
 )
@@ -35,6 +34,7 @@ from lib.model import Objective, Segmenter
 from lib.pretrained import load_swin_weights
 from lib.segmentation import build_model
 from refer.refer import REFER
+from test import count
 from utils import DistInfo, log
 
 
@@ -142,18 +142,7 @@ def validate(run: Run, dataset: ReferDataset, args: argparse.Namespace, info: Di
         indices = one_expression_per_object(dataset.samples_of_ref, args.seed, run.epoch)
     else:
         indices = list(range(len(dataset)))
-    batches = ShardedBatches(indices, args.batch_size, info.rank, info.world)
-    loader = build_loader(dataset, batches, args.workers, args.pin_mem)
-    counts = engine.evaluate(
-        run.model,
-        loader,
-        len(dataset),
-        info.device,
-        args.amp,
-        lambda items: utils.progress(items, "validation", info.rank, len(batches)),
-    )
-    utils.all_reduce_sum(counts.table)
-    return summarise(*counts.of(indices))
+    return summarise(*count(run.model, dataset, indices, args, info))
 
 
 def save(run: Run, metrics: Metrics | None, args: argparse.Namespace) -> None:

@@ -191,3 +191,17 @@ def test_demo_of_the_generated_pairs(
     options = [*shapes.options, "--resume", checkpoint, "--output", "out"]
     demo_script.main([*options, "--list", str(shapes.root / "demo.json")])
     assert len(list(Path("out").glob("*.png"))) == sum(len(pair["sentence"]) for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [
+        ([], 7),
+        (["--window12"], 12),
+        (["--pretrained_swin_weights", "w/swin_base_patch4_window12_384_22k.pth"], 12),
+        (["--pretrained_swin_weights", "window12/swin_tiny_patch4_window7_224.pth"], 7),
+    ],
+)
+def test_window_of_a_training_run(options: list[str], window: int) -> None:
+    """As published: the name of the ImageNet file decides, or here the flag."""
+    assert parse_train(options).window == window

@@ -188,14 +188,12 @@ def _save_every(text: str) -> tuple[int, float]:
 
 
 # What may differ in a run that is continued without its numbers becoming others.
-FREE_TO_CHANGE = frozenset(
-    """
+FREE_TO_CHANGE = """
     resume device workers pin_mem print_freq output_dir local_rank refer_data_root
     image_root bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
     save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
     nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw
-    """.split()
-)
+"""
 
 
 def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
@@ -209,7 +207,7 @@ def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
     new = vars(now)
     return [
         f"--{name} {old[name]}, not {new[name]}"
-        for name in sorted((old.keys() & new.keys()) - FREE_TO_CHANGE)
+        for name in sorted((old.keys() & new.keys()) - set(FREE_TO_CHANGE.split()))
         if old[name] != new[name]
     ]
 

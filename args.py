@@ -15,6 +15,7 @@ from lib.lavt import parse_heads
 from lib.losses import LOSSES
 from lib.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
 from lib.segmentation import MODELS
+from lib.variants import CHOICES, Variant
 
 DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
 
@@ -56,6 +57,7 @@ def common_parser(description: str) -> Parser:
         action="store_true",
         help="accepted for the published command lines; a pooler is handled either way",
     )
+    _add_variants(p)
     data = p.add_argument_group("data")
     data.add_argument("--dataset", default="refcoco", choices=DATASETS)
     data.add_argument("--splitBy", default="unc", help="unc; umd or google for refcocog")
@@ -94,6 +96,31 @@ def common_parser(description: str) -> Parser:
     train.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-2)
     train.add_argument("--amsgrad", action="store_true")
     return p
+
+
+def _add_variants(p: Parser) -> None:
+    """Options for :class:`lib.variants.Variant`."""
+    g = p.add_argument_group("ablations (lavt, lavt_one)", "the defaults are the published network")
+    helps = {
+        "lang_path": "off: V' = V, fused features go to the decoder only",
+        "gate": "activation of the language gate; none: no activation, off: V' = V + F",
+        "fusion": "PWAM, or the sentence's mean word joined to every pixel alike",
+        "pwam_attention": "weights of the words: they compete, or each alone",
+        "pwam_combine": "pixels with the words they gathered; words: these alone",
+        "pwam_norm": "norm of PWAM's queries and of the gathered words",
+        "decoder_features": "F: before the gate, V: V' = V + gate(F) * F",
+    }
+    for name, text in helps.items():
+        g.add_argument(f"--{name}", choices=CHOICES[name], default=CHOICES[name][0], help=text)
+
+
+def variant(args: argparse.Namespace) -> Variant:
+    """The ablation that the options ask for.
+
+    Raises:
+        InputError: options that have no meaning together.
+    """
+    return Variant(**{name: getattr(args, name) for name in CHOICES})
 
 
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -268,6 +295,7 @@ def _check(args: argparse.Namespace) -> None:
         if not 0 <= getattr(args, name, 0.0) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: must be in [0, 1)")
     parse_heads(args.mha)
+    variant(args)
     if not re.fullmatch(r"[\w.+-]+", args.model_id) or set(args.model_id) == {"."}:
         raise InputError(
             f"--model_id '{args.model_id}': it names files; use letters, digits, . _ + -"
@@ -286,6 +314,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "drop_path": getattr(args, "drop_path", 0.0),
         "ape_grid": args.ape,
         "text_dropout": dropout,
+        "variant": variant(args),
     }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from lib.config import SWIN_SIZES
 from lib.errors import InputError
 from lib.model import Segmenter, State
+from lib.variants import trained_with, variant_of_names
 
 BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
 TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
@@ -171,14 +172,18 @@ def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLik
         path: where it came from, for messages.
 
     Raises:
-        InputError: a name or shape differs; the message says which options would fit.
+        InputError: a name or shape differs, or the checkpoint was trained with other options that
+            neither tells; the message says which would fit.
     """
     state = model.from_published(flat_state(content, path))
     own = model.state_dict()
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
-    if wrong or missing or extra:
-        asked, held = describe(own), describe(state)
+    trained = trained_with(content.get("args"), model.variant)
+    asked_for = {name: model.variant[name] for name in trained}
+    if wrong or missing or extra or trained != asked_for:
+        asked = describe(own) | variant_of_names(own) | asked_for
+        held = describe(state) | variant_of_names(state) | trained
         if held["text_width"] is None:
             raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
         differ = [k for k in held if held[k] != asked[k]]

@@ -7,7 +7,8 @@ PyTorch's operators (FLOP counters, fake tensors).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,10 +26,25 @@ T = TypeVar("T")
 LARGE = 2**26
 
 
+_plain = False
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Within it everything runs in its plain PyTorch form, to compare with."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
 def eager() -> bool:
     """Whether operators run here and now, and nothing records or watches them."""
     return not (
-        torch.compiler.is_compiling()
+        _plain
+        or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack()
     )

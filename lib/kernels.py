@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 T = TypeVar("T")
+MakeConv = Callable[[torch.dtype], tuple[Tensor, Tensor]]
 
 # Multiply-adds from which a float32 matmul is worth another library than PyTorch's own choice.
 LARGE = 2**26
@@ -85,7 +86,7 @@ def derived(name: object, sources: tuple[Tensor, ...], make: Callable[[], T]) ->
         sources: all weights that it is made of.
         make: makes it; called without recording gradients.
     """
-    if any(s.is_inference() for s in sources) or not eager():
+    if not eager() or any(s.is_inference() for s in sources):
         return make()
     known = _derived.setdefault(sources[0], {})
     if name in known:
@@ -196,6 +197,35 @@ def _packed(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]
     return packed, derived("bf16", (bias,), lambda: bias.detach().to(torch.bfloat16))
 
 
+def conv_relu(x: Tensor, name: object, sources: tuple[Tensor, ...], make: MakeConv) -> Tensor:
+    """ReLU of a 3x3 convolution whose weights are made of others; while evaluating only.
+
+    Args:
+        x: (B, in, H, W).
+        name, sources: as of :func:`derived`.
+        make: makes (weight (out, in, 3, 3), bias (out,)) in the type that is given to it.
+
+    Returns:
+        (B, out, H, W), in bfloat16 under such autocast.
+    """
+    dtype = matmul_dtype(x)
+    if not (eager_cpu(x) and dtype in (torch.float32, torch.bfloat16) and _onednn_has(dtype)):
+        weight, bias = derived((name, dtype), sources, lambda: make(dtype))
+        return F.relu_(F.conv2d(x.to(dtype), weight, bias, padding=1))
+    once = [1, 1]
+
+    def pack() -> tuple[Tensor, Tensor]:
+        weight, bias = make(dtype)
+        order = torch.ops.mkldnn._reorder_convolution_weight
+        return order(weight, once, once, once, 1, list(x.shape)), bias
+
+    # Packed for the first size that comes, it serves the others.
+    weight, bias = derived((name, dtype, "packed"), sources, pack)
+    return torch.ops.mkldnn._convolution_pointwise(
+        x.to(dtype), weight, bias, once, once, once, 1, "relu", [], ""
+    )
+
+
 class _OneDnnLinear(torch.autograd.Function):
     """``F.linear`` in float32, forward and backward, by oneDNN."""
 
@@ -219,10 +249,17 @@ class _OneDnnLinear(torch.autograd.Function):
 
 @lru_cache
 def _onednn_has(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies in a reduced type on this CPU."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """Whether PyTorch's oneDNN multiplies in a type on this CPU, with packed weights."""
+    needed = ("_linear_pointwise", "_convolution_pointwise")
+    if not (torch.backends.mkldnn.is_available() and all(map(_has_operator, needed))):
         return False
-    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
+
+
+def _has_operator(name: str) -> bool:
+    return hasattr(torch.ops.mkldnn, name)
 
 
 @lru_cache
@@ -233,7 +270,7 @@ def _onednn_beats_mkl() -> bool:
     """
     cpu = Path("/proc/cpuinfo")
     return (
-        hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        _onednn_has(torch.float32)
         and torch.backends.mkl.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and cpu.is_file()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.kernels import derived, eager, matmul_dtype, wants_grad
+from lib.kernels import conv_relu, eager, wants_grad
 
 
 def upsample(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
@@ -44,10 +44,8 @@ class MaskPredictor(nn.Module):
         conv, norm = getattr(self, f"conv{suffix}"), getattr(self, f"bn{suffix}")
         if norm.training or not eager() or wants_grad(x, conv.weight, norm.weight):
             return F.relu(norm(conv(x)))
-        dtype = matmul_dtype(x)
         sources = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        weight, bias = derived(("folded", dtype), sources, lambda: folded(conv, norm, dtype))
-        return F.relu_(F.conv2d(x.to(dtype), weight, bias, padding=conv.padding))
+        return conv_relu(x, "folded", sources, lambda dtype: folded(conv, norm, dtype))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Decode.

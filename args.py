@@ -87,6 +87,9 @@ def common_parser(description: str) -> Parser:
     run.add_argument("--device", default="cuda:0", help="the CPU is used where there is no CUDA")
     run.add_argument("--print-freq", type=int, default=10, help="steps between log lines")
     run.add_argument("--amp", default="off", choices=AMP, help="mixed precision")
+    run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    run.add_argument("--channels-last", action="store_true", help="memory format of convolutions")
+    run.add_argument("--tf32", action="store_true", help="float32 matmuls of a GPU in TF32")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
     train = p.add_argument_group("training")
@@ -188,6 +191,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--accumulate", type=int, default=1, metavar="N", help="batches that make one step"
     )
     g.add_argument(
+        "--grad-checkpoint", action="store_true", help="less memory: compute Swin blocks twice"
+    )
+    g.add_argument(
         "--fused_adamw",
         choices=("auto", "on", "off"),
         default="auto",
@@ -219,7 +225,8 @@ FREE_TO_CHANGE = """
     resume device workers pin_mem print_freq output_dir local_rank refer_data_root
     image_root bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
     save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
-    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw
+    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
+    channels_last tf32 grad_checkpoint
 """
 
 

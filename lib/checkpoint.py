@@ -6,9 +6,8 @@ import argparse
 import contextlib
 import hashlib
 import os
-import pickle
 import re
-import zipfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from lib.config import SWIN_SIZES
 from lib.errors import InputError
 from lib.model import Segmenter, State
+from lib.vetting import vet
 
 BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
 TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
@@ -26,8 +26,9 @@ TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\."
 def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running any code in it.
 
-    Only tensors, plain containers, numbers and strings are admitted, and ``argparse.Namespace``,
-    which the release stores its arguments in.
+    Only what :data:`lib.vetting.CALLS` and :data:`lib.vetting.ITEM_SIZES` list is admitted:
+    tensors, plain containers, numbers, strings, and ``argparse.Namespace``, which the release
+    stores its arguments in.
 
     Raises:
         InputError: missing, not a checkpoint, damaged, or holding anything else.
@@ -37,17 +38,12 @@ def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[s
         raise InputError(f"no checkpoint at {path}: give an existing file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    vet(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # on protocols and layouts of old
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as e:
-        if re.search("unsupported (global|class)", str(e), re.IGNORECASE):
-            raise InputError(
-                f"{path} holds more than tensors and plain values and was not opened: "
-                "get the checkpoint from its authors"
-            ) from e
-        raise InputError(f"{path} is damaged or no PyTorch checkpoint: get it again") from e
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    except Exception as e:  # what is damaged further can raise nearly anything
         raise InputError(f"{path} is damaged or no PyTorch checkpoint: get it again") from e
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
@@ -55,12 +51,11 @@ def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[s
 
 
 def _read_safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as e:
+    except Exception as e:  # its own, torch's and Python's
         raise InputError(f"{path} is damaged or no safetensors file: get it again") from e
 
 
@@ -151,6 +146,9 @@ def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLik
             f"{path} does not fit: {len(missing)} weights missing, {len(extra)} unknown, "
             f"{len(wrong)} of another shape, like {example}"
         )
+    for name, value in state.items():
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise InputError(f"{path} does not fit: {name} is of type {value.dtype}")
     model.load_state_dict(state)
 
 

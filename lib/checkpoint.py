@@ -17,10 +17,12 @@ from torch import Tensor
 from lib.config import SWIN_SIZES
 from lib.errors import InputError
 from lib.model import Segmenter, State
+from lib.variants import trained_with, variant_of_names
 from lib.vetting import vet
 
 BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
 TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
+TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # what weights alone lack
 
 
 def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
@@ -74,6 +76,23 @@ def write_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the file cannot be written; what stood there before is untouched.
     """
+    partial = write_partial(content, path)
+    try:
+        os.replace(partial, path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {e.strerror}") from e
+
+
+def write_partial(content: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write what is to become the file ``path``, whole and on the disk, beside it.
+
+    Returns:
+        The temporary file, to be renamed.
+
+    Raises:
+        InputError: it cannot be written; nothing of it is left.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -82,13 +101,13 @@ def write_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
             torch.save(content, f)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             partial.unlink()
         raise InputError(
             f"cannot write {path} ({e}): free some space or change --output-dir"
         ) from e
+    return partial
 
 
 def flat_state(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
@@ -127,14 +146,18 @@ def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLik
         path: where it came from, for messages.
 
     Raises:
-        InputError: a name or shape differs; the message says which options would fit.
+        InputError: a name or shape differs, or the checkpoint was trained with other options that
+            neither tells; the message says which would fit.
     """
     state = model.from_published(flat_state(content, path))
     own = model.state_dict()
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
-    if wrong or missing or extra:
-        asked, held = describe(own), describe(state)
+    trained = trained_with(content.get("args"), model.variant)
+    asked_for = {name: model.variant[name] for name in trained}
+    if wrong or missing or extra or trained != asked_for:
+        asked = describe(own) | variant_of_names(own) | asked_for
+        held = describe(state) | variant_of_names(state) | trained
         if held["text_width"] is None:
             raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
         differ = [k for k in held if held[k] != asked[k]]
@@ -157,19 +180,22 @@ def load_training(
     path: str | os.PathLike[str],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Continue optimizer and schedule from a checkpoint.
+    """Continue optimizer, schedule and, where it has one, the loss' scaler from a checkpoint.
 
     Raises:
         InputError: it holds weights only, or its optimizer's groups are of other parameters.
     """
-    missing = [k for k in ("optimizer", "lr_scheduler", "epoch") if k not in content]
+    missing = [k for k in TRAINING_STATE if k not in content]
     if missing:
         raise InputError(f"{path} holds no {missing[0]}: it can be tested, not resumed")
     try:
         optimizer.load_state_dict(content["optimizer"])
         scheduler.load_state_dict(content["lr_scheduler"])
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        if scaler is not None and "scaler" in content:
+            scaler.load_state_dict(content["scaler"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
         raise InputError(
             f"the training state in {path} does not fit ({e}): resume with the options "
             "(--model, --swin_type, --lang_layers) that the run was started with"

@@ -128,6 +128,8 @@ def _vet_zip(f: IO[bytes], size: int) -> None:
         sizes = {m.filename: m.file_size for m in members}
         if sizes[f"{root}/data.pkl"] > MAX_PICKLE:
             raise _Lie("has far too many values")
+        if damaged := archive.testzip():  # torch itself does not compare the checksums
+            raise _Lie(f"has a wrong checksum of {damaged}")
         pickled = archive.read(f"{root}/data.pkl")
     _Vetting(io.BytesIO(pickled), lambda key: sizes[f"{root}/data/{key}"]).vet()
 

@@ -15,7 +15,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from lib.errors import InputError
 
@@ -167,6 +167,8 @@ class _Vetting(pickle._Unpickler):
         bytes_of: how many bytes the file has for the storage of a key.
     """
 
+    stack: list[Any]
+
     def __init__(self, file: IO[bytes], bytes_of: Callable[[str], int] | None = None) -> None:
         super().__init__(file, encoding="utf-8")
         self._bytes_of = bytes_of
@@ -236,7 +238,9 @@ class _Vetting(pickle._Unpickler):
         _check_keys([self.stack[-2]])
         super().load_setitem()  # type: ignore[misc]
 
-    dispatch = {op: pickle._Unpickler.dispatch[op] for op in OPCODES} | {
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        op: pickle._Unpickler.dispatch[op] for op in OPCODES
+    } | {
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
@@ -284,4 +288,3 @@ CALLS: dict[str, Callable[..., Any]] = {
     "collections.Counter": _mapping,
     "argparse.Namespace": _mapping,
 }
-

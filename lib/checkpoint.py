@@ -191,15 +191,35 @@ def load_training(
     if missing:
         raise InputError(f"{path} holds no {missing[0]}: it can be tested, not resumed")
     try:
+        if type(content["epoch"]) is not int or not _is_number(content.get("best_oIoU", 0.0)):
+            raise TypeError("its epoch or best_oIoU is no number")
         optimizer.load_state_dict(content["optimizer"])
+        _check_optimizer(optimizer)
         scheduler.load_state_dict(content["lr_scheduler"])
         if scaler is not None and "scaler" in content:
             scaler.load_state_dict(content["scaler"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
         raise InputError(
             f"the training state in {path} does not fit ({e}): resume with the options "
             "(--model, --swin_type, --lang_layers) that the run was started with"
         ) from e
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what would only fail at the first step."""
+    for group in optimizer.param_groups:
+        for key in ("lr", "initial_lr", "weight_decay", "eps", "betas"):
+            value = group.get(key, 0.0)
+            if not (all(map(_is_number, value)) if key == "betas" and value else _is_number(value)):
+                raise TypeError(f"{key} of its optimizer is a {type(value).__name__}")
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.shape not in (parameter.shape, ()):
+                raise ValueError(f"{key} of its optimizer is of another shape")
 
 
 def describe(state: State) -> dict[str, Any]:

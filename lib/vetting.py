@@ -239,8 +239,7 @@ class _Vetting(pickle._Unpickler):
         super().load_setitem()  # type: ignore[misc]
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        op: pickle._Unpickler.dispatch[op] for op in OPCODES
-    } | {
+        **{op: pickle._Unpickler.dispatch[op] for op in OPCODES},
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,

@@ -105,7 +105,8 @@ def train_steps(
     objective.train()
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    buffers = [b for b in objective.buffers() if b.is_floating_point()]
+    norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    buffers = [b for m in norms for b in m.buffers()]
     for batches in _grouped(loader, options.accumulate):
         before = [b.clone() for b in buffers] if options.spare_buffers else []
         optimizer.zero_grad(set_to_none=True)

@@ -361,6 +361,11 @@ def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
     g.add_argument(
         "--prob", action="store_true", help="also X.prob.png, 16 bits: 65535 is certainly inside"
     )
+    g.add_argument(
+        "--attention",
+        action="store_true",
+        help="also X.attention.png, how much each pixel listens to each word, at every stage",
+    )
     args = p.parse_args(argv)
     example = (
         'python demo_inference.py --image photo.jpg --sentence "the dog on the left" '

@@ -79,8 +79,8 @@ def word_attention(
     """
     modules, inputs = fusions(model), dict[int, tuple[Tensor, ...]]()
 
-    def keep(stage: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs[stage] = args
+    def keep(stage: int, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs[stage] = given
 
     hooks = [m.register_forward_pre_hook(partial(keep, i)) for i, m in enumerate(modules)]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lib.errors import InputError
 from lib.lavt import parse_heads
 from lib.losses import LOSSES
 from lib.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
+from lib.recipes import expand
 from lib.segmentation import MODELS
 from lib.variants import CHOICES, Variant
 
@@ -22,6 +24,11 @@ DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are :class:`InputError`, so that all look alike."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with the options of recipes (``@recipes/NAME.args``) before the others."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(expand(words, self.prog), namespace)
 
     def error(self, message: str) -> Any:
         """Raise instead of exiting."""
@@ -136,6 +143,14 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.prog = "train.py"
     g = p.add_argument_group("beyond the published options")
     g.add_argument("--loss", default="ce", choices=list(LOSSES))
+    g.add_argument(
+        "--scale_lr",
+        type=int,
+        default=0,
+        metavar="BASE",
+        help="--lr is for so many samples a step: scale it with processes, --batch-size and "
+        "--accumulate (0: do not)",
+    )
     g.add_argument("--drop_path", type=float, default=0.3, help="rate of the last Swin block")
     g.add_argument(
         "--lang_layers",
@@ -292,6 +307,7 @@ def _check(args: argparse.Namespace) -> None:
     positive = ["batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every", "accumulate"]
     not_negative = [
         "workers",
+        "scale_lr",
         "weight_decay",
         "ape",
         "seed",
@@ -362,6 +378,11 @@ def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
     g.add_argument("--rle", action="store_true", help="also X.rle.json, COCO's compressed RLE")
     g.add_argument(
         "--prob", action="store_true", help="also X.prob.png, 16 bits: 65535 is certainly inside"
+    )
+    g.add_argument(
+        "--attention",
+        action="store_true",
+        help="also X.attention.png, how much each pixel listens to each word, at every stage",
     )
     args = p.parse_args(argv)
     example = (

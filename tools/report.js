@@ -6,7 +6,7 @@ const PAGE = 48; // samples a page
 const MISSING = [150, 150, 150]; // colour of a photo that is not there
 const RIM = [255, 255, 255]; // just outside a contour, so that it shows on any background
 const TINT = 0.45; // opacity of a filled mask
-const LARGE = 1200; // longer side of the large view, pixels
+const LARGE = 1000; // longer side of the large view, pixels
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const column = data.columns;

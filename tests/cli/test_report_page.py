@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -97,11 +99,9 @@ def pixels(page: Page, selector: str) -> npt.NDArray[np.int64]:
     canvas = f"document.querySelector({json.dumps(selector)})"
     page.run(f"{canvas}.scrollIntoView()")
     page.wait(f"{canvas}.dataset.drawn !== undefined")
-    height, width, flat = page.run(
-        f"(() => {{ const c = {canvas}; const p = c.getContext('2d')"
-        ".getImageData(0, 0, c.width, c.height); return [p.height, p.width, [...p.data]]; })()"
-    )
-    return np.array(flat).reshape(height, width, 4)[..., :3]
+    packed = page.run(f"{canvas}.toDataURL('image/png')").partition(",")[2]
+    with Image.open(io.BytesIO(base64.b64decode(packed))) as picture:
+        return np.asarray(picture.convert("RGB")).astype(np.int64)
 
 
 def expected_mask(rle: dict[str, Any], height: int, width: int) -> npt.NDArray[np.bool_]:

@@ -7,7 +7,7 @@ have the names that code for these data sets expects.
 from __future__ import annotations
 
 import gc
-import os.path
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -307,9 +307,15 @@ class REFER:
 
 
 def leads_out(file_name: str) -> bool:
-    """Whether a file name, taken relative to a folder, may be of a file outside of it."""
+    """Whether a file name, taken relative to a folder, is none of a file below it."""
     parts = PurePosixPath(file_name.replace("\\", "/")).parts
-    return not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in file_name
+    if not parts or parts[0][0] == "/" or ".." in parts or ":" in parts[0] or "\0" in file_name:
+        return True
+    try:
+        os.fsencode(file_name)
+    except UnicodeEncodeError:  # half a surrogate pair, which no file is called
+        return True
+    return False
 
 
 def in_split(label: str, split: str) -> bool:

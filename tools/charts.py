@@ -64,9 +64,12 @@ def _frame(y_title: str, x_title: str, top: float = 0, numbers: bool = True) -> 
 
 
 def _round_up(value: int) -> int:
-    """The next number that four equal steps of whole numbers reach."""
-    step = 10 ** max(0, len(str(value)) - 2)
-    return math.ceil(value / (4 * step)) * 4 * step
+    """The next number that four equal steps of a round whole number reach."""
+    size = 10 ** (len(str(value)) - 1)
+    steps = sorted(
+        int(n * size * scale) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8) for scale in (0.1, 1)
+    )
+    return next(4 * step for step in steps if step and 4 * step >= value)
 
 
 def histogram(iou: Values) -> str:

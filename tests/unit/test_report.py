@@ -331,7 +331,8 @@ def test_precision_curve_passes_the_table_and_its_area_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "top"), [(1, 4), (4, 4), (5, 8), (99, 100), (101, 120), (2345, 2400)]
+    ("value", "top"),
+    [(0, 4), (1, 4), (4, 4), (5, 8), (9, 12), (99, 100), (101, 120), (650, 800), (2345, 2400)],
 )
 def test_scale_ends_at_a_round_number(value: int, top: int) -> None:
     assert charts._round_up(value) == top

@@ -5,8 +5,8 @@
 const PAGE = 48; // samples a page
 const MISSING = [150, 150, 150]; // colour of a photo that is not there
 const RIM = [255, 255, 255]; // just outside a contour, so that it shows on any background
-const TINT = 0.45; // opacity of a filled mask
-const LARGE = 1200; // longer side of the large view, pixels
+const STRIPES = [0.6, 0.25]; // opacities of a filled mask: stripes show on an object of its colour
+const LARGE = 1000; // longer side of the large view, pixels
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const column = data.columns;
@@ -113,11 +113,14 @@ function contour(mask, width, height, thick, edge) {
   return line;
 }
 
-function blend(pixels, region, color, opacity) {
+// Mix a colour into a region; `opacity` of the pixel at x, y.
+function blend(picture, region, color, opacity) {
+  const pixels = picture.data;
   for (let at = 0; at < region.length; at++) {
     if (!region[at]) continue;
+    const share = opacity(at % picture.width, Math.floor(at / picture.width));
     for (let c = 0; c < 3; c++) {
-      pixels[4 * at + c] += (color[c] - pixels[4 * at + c]) * opacity;
+      pixels[4 * at + c] += (color[c] - pixels[4 * at + c]) * share;
     }
   }
 }
@@ -167,12 +170,13 @@ async function draw(canvas, i, side) {
   }
   const picture = context.getImageData(0, 0, width, height);
   const thick = Math.max(1, Math.round(Math.max(width, height) / 180));
-  const rim = Math.ceil(thick / 3);
+  const rim = Math.ceil(thick / 3), stripe = 2 * thick;
   for (const layer of layers(i)) {
     const mask = maskAt(layer.counts, photo, width, height);
-    if (layer.filled) blend(picture.data, mask, layer.color, TINT);
-    blend(picture.data, contour(mask.map((v) => 1 - v), width, height, rim, false), RIM, 1);
-    blend(picture.data, contour(mask, width, height, thick, true), layer.color, 1);
+    const outside = mask.map((v) => 1 - v);
+    if (layer.filled) blend(picture, mask, layer.color, (x, y) => STRIPES[Math.floor((x + y) / stripe) % 2]);
+    blend(picture, contour(outside, width, height, rim, false), RIM, () => 1);
+    blend(picture, contour(mask, width, height, thick, true), layer.color, () => 1);
   }
   context.putImageData(picture, 0, 0);
   canvas.dataset.drawn = i;

@@ -38,6 +38,7 @@ from tools.records import STANDARD, Prediction, read_records
 
 HERE = Path(__file__).parent
 JPEG_QUALITY = 72
+INDENT = "  "  # before the name of a row that is a part of the one above
 SIDES = (32, 4096)  # of an embedded photo, pixels
 
 Photo = tuple[str, int, int]  # file name; height, width of the annotation
@@ -139,14 +140,14 @@ def thumbnails(
 
 
 def metric_rows(samples: Sequence[Prediction]) -> list[tuple[str, Metrics]]:
-    """A row for each split, and for each kind of expression in it."""
+    """A row for each split, and below it for each kind of expression in it, indented."""
     rows = []
     for split in dict.fromkeys(s.split for s in samples):
         of_split = [s for s in samples if s.split == split]
         rows.append((split, _summarise(of_split)))
         for kind in sorted({s.kind for s in of_split if s.kind is not None}):
             of_kind = _summarise([s for s in of_split if s.kind == kind])
-            rows.append((f"{split} kind: {kind}", of_kind))
+            rows.append((f"{INDENT}kind: {kind}", of_kind))
     return rows
 
 
@@ -166,14 +167,14 @@ def _ious(samples: Sequence[Prediction]) -> npt.NDArray[np.float64]:
 
 def metrics_table(rows: Sequence[tuple[str, Metrics]], protocol: str) -> str:
     """The metrics as an HTML table, with the digits of test.py's."""
-    mark = "" if protocol == STANDARD else f" [{protocol}]"
+    mark = "" if protocol == STANDARD else f" <small>[{escape(protocol)}]</small>"
     head = [*(f"P@{k}" for k in PRECISION_AT), "oIoU", "mIoU", "n"]
     lines = ["<thead><tr><th></th>" + "".join(f"<th>{h}</th>" for h in head) + "</tr></thead>"]
     for name, m in rows:
         cells = [f"{v:.2f}" for v in [*m.precision.values(), m.oIoU, m.mIoU]] + [str(m.samples)]
-        css = ' class="kind"' if "kind: " in name else ""
+        css = ' class="kind"' if name.startswith(INDENT) else ""
         lines.append(
-            f'<tr{css}><th scope="row">{escape(name + mark)}</th>'
+            f'<tr{css}><th scope="row">{escape(name.strip())}{mark}</th>'
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + "</tr>"
         )

@@ -57,6 +57,7 @@ def build_model(
     mha: str = "",
     fusion_drop: float = 0.0,
     text_dropout: bool | None = None,
+    max_tokens: int = 0,
 ) -> Segmenter:
     """Build a model with fresh weights.
 
@@ -72,6 +73,7 @@ def build_model(
         mha: heads of LAVT's four PWAMs, ``a-b-c-d``; '' is 1-1-1-1.
         fusion_drop: dropout in LAVT's PWAMs.
         text_dropout: overrides LAVT's default (lavt: off, lavt_one: on).
+        max_tokens: the longest text that will be fed, word pieces; only checked.
 
     Returns:
         A module ``forward(image (B,3,H,W), input_ids (B,N_l), attention_mask (B,N_l))`` ->
@@ -97,4 +99,10 @@ def build_model(
         if option not in inspect.signature(build).parameters:
             raise InputError(f"--{option} {value}: {name} has no such option")
         options[option] = value
-    return build(SWIN_SIZES[swin_type], window_size, load_config(text_config), **options)
+    config = load_config(text_config)
+    if max_tokens > config.max_position_embeddings:
+        raise InputError(
+            f"--max_tokens {max_tokens}: the text encoder has {config.max_position_embeddings} "
+            "positions, give no more"
+        )
+    return build(SWIN_SIZES[swin_type], window_size, config, **options)

@@ -229,4 +229,5 @@ def _answers(
             counts.put(index, *shared_pixels(mask, truth))
         inside = found.probability[found.mask]
         score = float(inside.mean(dtype=np.float64)) if len(inside) else 0.0
-        yield Answer(index, *counts.table[index, :2].tolist(), score, mask, truth)
+        inter, union = counts.table[index, :2].tolist()
+        yield Answer(index, inter, union, score, mask, truth)

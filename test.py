@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -19,11 +17,12 @@ from args import dataset_options, model_options, parse_test, protocol_of
 from bert import load_tokenizer
 from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
 from data.loaders import ShardedBatches, build_loader, one_expression_per_object
-from lib import bootstrap, checkpoint, engine, predictions
-from lib.metrics import Metrics, summarise
+from lib import checkpoint, engine, predictions
+from lib.metrics import summarise
 from lib.model import Segmenter
-from lib.protocol import Protocol, tag, warning
+from lib.protocol import Protocol, warning
 from lib.segmentation import build_model
+from lib.summary import Summary, summary
 from refer.refer import REFER
 from tools import published, tables
 from utils import DistInfo, log
@@ -54,57 +53,29 @@ def count(
     return counts.of(indices)
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """A split's numbers.
-
-    Attributes:
-        rows: metrics by name: 'all', 'kind: …' where kinds are known, the control's.
-        intervals: of the metrics of 'all'.
-        objects: number of objects evaluated.
-    """
-
-    rows: dict[str, Metrics]
-    intervals: bootstrap.Intervals
-    objects: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: each row's metrics, and the intervals with 'all'."""
-        out = {name: metrics.as_dict() for name, metrics in self.rows.items()}
-        # JSON has no nan, which an interval's ends are where no pixel belongs to any object.
-        ends = {c: None if low != low else [low, high] for c, (low, high) in self.intervals.items()}
-        out["all"] |= {"objects": self.objects, "bootstrap_95": ends}
-        return out
-
-
 def evaluate_split(
     model: Segmenter,
     dataset: ReferDataset,
     args: argparse.Namespace,
     info: DistInfo,
     answer: Callable[[engine.Answer], None] | None = None,
-) -> Evaluated:
+) -> Summary:
     """Numbers of a split; ``answer`` takes what this process found for each of its samples."""
     samples = list(range(len(dataset)))
     if args.val_expressions == "one":
         samples = one_expression_per_object(dataset.samples_of_ref, args.seed, 0)
     inter, union = count(model, dataset, samples, args, info, answer)
-    rows = {"all": summarise(inter, union)}
-    if known := dataset.sample_kinds():
-        kinds = np.array([known[i] for i in samples])
-        for kind in sorted(set(kinds)):
-            rows[f"kind: {kind}"] = summarise(inter[kinds == kind], union[kinds == kind])
+    objects = [dataset.records[i].ann_id for i in samples]
+    kinds = dataset.sample_kinds()
+    found = summary(inter, union, objects, [kinds[i] for i in samples])
     if args.control:
         control = OtherObjectSentences(dataset)
         if chosen := sorted(set(samples) & set(control.indices)):
             same = np.isin(samples, chosen)
-            rows["same, right sentence"] = summarise(inter[same], union[same])
+            found.rows["same, right sentence"] = summarise(inter[same], union[same])
             wrong = count(model, control, chosen, args, info)
-            rows["same, sentence of another object"] = summarise(*wrong)
-    objects = np.array([dataset.records[i].ann_id for i in samples])
-    return Evaluated(
-        rows, bootstrap.intervals(inter, union, objects), objects=len(np.unique(objects))
-    )
+            found.rows["same, sentence of another object"] = summarise(*wrong)
+    return found
 
 
 class Recorder:
@@ -128,8 +99,8 @@ class Recorder:
 
         def write(answer: engine.Answer) -> None:
             about = dataset.describe(answer.sample)
-            if kinds:
-                about["kind"] = kinds[answer.sample]
+            if kind := kinds[answer.sample]:
+                about["kind"] = kind
             self.part.write(before + answer.sample, predictions.line(about, answer, self.protocol))
 
         return write
@@ -147,7 +118,7 @@ def tabulate(
     args: argparse.Namespace,
     protocol: Protocol,
     datasets: dict[str, ReferDataset],
-    splits: dict[str, Evaluated],
+    splits: dict[str, Summary],
 ) -> tables.Results:
     """The splits beside what is published for them."""
     entries = []
@@ -156,15 +127,16 @@ def tabulate(
         known = published.look_up(
             args.model, data, protocol, len(dataset.samples_of_ref), dataset.expressions
         )
-        entry = tables.Entry(split, found.rows["all"], found.intervals, found.objects, known)
-        entries.append(entry)
-    return tables.Results(args.dataset, args.splitBy, args.model, protocol.label, entries)
+        entries.append(tables.Entry(split, found, known))
+    facts = {"dataset": args.dataset, "splitBy": args.splitBy, "model": args.model}
+    title = f"{tables.NAMES[args.dataset]} ({args.splitBy}), {args.model}"
+    return tables.Results(title, facts, protocol.label, entries)
 
 
 def write(
     args: argparse.Namespace,
     protocol: Protocol,
-    splits: dict[str, Evaluated],
+    splits: dict[str, Summary],
     results: tables.Results,
     info: DistInfo,
 ) -> None:
@@ -203,18 +175,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if info.is_main:
         utils.make_folder(Path(args.results).parent)
     protocol = protocol_of(args)
-    noted = warning(protocol.label)
     recorder = Recorder(Path(args.predictions), protocol.label, info) if args.predictions else None
-    splits: dict[str, Evaluated] = {}
+    splits: dict[str, Summary] = {}
     for split, dataset in datasets.items():
-        log.info("%s %s: %d samples%s", args.dataset, split, len(dataset), noted and f"\n{noted}")
+        log.info("%s %s: %d samples", args.dataset, split, len(dataset))
+        if not protocol.is_standard:
+            log.info("%s", warning(protocol.label))
         answer = recorder.writer(dataset) if recorder else None
         splits[split] = evaluate_split(model, dataset, args, info, answer)
         log.info("%s", splits[split].rows["all"].release_text())
-    mark = tag(protocol.label)
-    lines = [(f"{s}{mark} {n}", m) for s, found in splits.items() for n, m in found.rows.items()]
     results = tabulate(args, protocol, datasets, splits)
-    log.info("%s\n\n%s", tables.format_table(lines), tables.as_text(results))
+    log.info("%s", tables.as_text(results))
     if recorder:
         recorder.finish()
     if info.is_main:

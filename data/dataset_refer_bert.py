@@ -194,12 +194,11 @@ class ReferDataset(Dataset[Sample]):
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not an object {{sent_id: kind}} ({error})") from None
 
-    def sample_kinds(self) -> list[str] | None:
-        """Kind of each sample, 'mixed' where its sentences differ in that; None: kinds unknown."""
+    def sample_kinds(self) -> list[str | None]:
+        """Kind of each sample: 'mixed' where its sentences differ in it, None where unknown."""
         kinds = self.kinds()
-        if not kinds:
-            return None
-        of_sample = [{kinds.get(i, "unknown") for i in record.sent_ids} for record in self.records]
+        other = "unknown" if kinds else None
+        of_sample = [{kinds.get(i, other) for i in record.sent_ids} for record in self.records]
         return [found.pop() if len(found) == 1 else "mixed" for found in of_sample]
 
     def describe(self, index: int) -> dict[str, Any]:

@@ -65,6 +65,14 @@ class Protocol:
         return {"label": self.label, "standard": self.is_standard, **self.choices()}
 
 
+def at_photo_size(label: str) -> str:
+    """The label of what was evaluated as ``label`` says, but counted at the photo's own size."""
+    choices = {} if label == STANDARD else dict(part.split("=", 1) for part in label.split(" "))
+    choices["eval_size"] = "original"
+    order = [name for name in Protocol.__dataclass_fields__ if name in choices]
+    return " ".join(f"{name}={choices[name]}" for name in order)
+
+
 def tag(label: str) -> str:
     """What follows the name of a number: '' for the standard, else ' [label]'."""
     return "" if label == STANDARD else f" [{label}]"

@@ -5,20 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.bootstrap import COLUMNS, LEVEL, RESAMPLES, Intervals
+from lib.bootstrap import COLUMNS, LEVEL, RESAMPLES
 from lib.metrics import Metrics
 from lib.protocol import tag, warning
+from lib.summary import Summary
 from tools.published import Published
 from utils import write_text
 
 NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "G-Ref", "refclef": "RefCLEF"}
 METHOD = (
-    f"Intervals: {100 * LEVEL:.0f} % bootstrap over objects, {RESAMPLES:,} draws; "
-    "± is half an interval's width."
+    f"Intervals: {100 * LEVEL:.0f} % bootstrap over objects, {RESAMPLES:,} draws "
+    "(±: half an interval's width)."
 )
 NO_NUMBER = "-"
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -34,37 +35,33 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 @dataclass(frozen=True)
 class Entry:
-    """A split's result.
-
-    Attributes:
-        split: its name.
-        metrics: over all its samples.
-        intervals: of these metrics, by column.
-        objects: number of objects.
-        published: what was published for it, where anything was.
-    """
+    """A split's result, and what was published for it, where anything was."""
 
     split: str
-    metrics: Metrics
-    intervals: Intervals
-    objects: int
+    summary: Summary
     published: Published | None = None
+
+    @property
+    def metrics(self) -> Metrics:
+        """Over all samples of the split."""
+        return self.summary.rows["all"]
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a table is made of; ``protocol`` is the label of :class:`lib.protocol.Protocol`."""
+    """What tables are made of.
 
-    dataset: str
-    split_by: str
-    model: str
+    Attributes:
+        title: data and model, in words.
+        facts: what a line of the CSV starts with, by column.
+        protocol: the label of :class:`lib.protocol.Protocol`.
+        entries: by split.
+    """
+
+    title: str
+    facts: dict[str, str]
     protocol: str
     entries: Sequence[Entry]
-
-    @property
-    def title(self) -> str:
-        """Data set and model, in words."""
-        return f"{NAMES.get(self.dataset, self.dataset)} ({self.split_by}), {self.model}"
 
     def remarks(self) -> list[str]:
         """Sentences that belong below a table."""
@@ -89,17 +86,24 @@ def format_table(rows: Sequence[tuple[str, Metrics]]) -> str:
 
 
 def as_text(results: Results) -> str:
-    """Splits with intervals, published rows and differences, for a terminal."""
-    rows = _rows(results, measured=lambda value, _: f"{value:.2f}", with_half=True)
+    """Every row of every split, then the splits with intervals and published rows."""
+    mark = tag(results.protocol)
+    named = [
+        (f"{entry.split}{mark} {name}", metrics)
+        for entry in results.entries
+        for name, metrics in entry.summary.rows.items()
+    ]
+    rows = _rows(results, ranges=False)
     width = max(len(row[0]) for row in rows)
-    lines = [row[0].ljust(width) + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows]
     head = " " * width + "".join(f"{h:>8}" for h in (*COLUMNS, "n"))
-    return "\n".join([results.title, head, *lines, *_below(results)])
+    lines = [row[0].ljust(width) + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows]
+    below = "\n".join([results.title, head, *map(str.rstrip, lines), *_below(results)])
+    return f"{format_table(named)}\n\n{below}" if len(named) > len(results.entries) else below
 
 
 def as_markdown(results: Results) -> str:
     """The same as a Markdown page."""
-    rows = [["", *COLUMNS, "n"], ["---"] * (len(COLUMNS) + 2), *_paper_rows(results)]
+    rows = [["", *COLUMNS, "n"], ["---"] * (len(COLUMNS) + 2), *_rows(results, ranges=True)]
     table = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
     return "\n".join([f"# {results.title}", "", *table, "", *_below(results, "\n")]) + "\n"
 
@@ -107,13 +111,11 @@ def as_markdown(results: Results) -> str:
 def as_latex(results: Results) -> str:
     """The same as a tabular that needs no package, to be \\input in a table."""
     columns = len(COLUMNS) + 2
-    rows = [["", *COLUMNS, "n"], *_paper_rows(results)]
+    rows = [["", *COLUMNS, "n"], *_rows(results, ranges=True)]
     lines = [" & ".join(map(latex_escape, row)) + r" \\" for row in rows]
     lines.insert(1, r"\hline")
-    notes = [
-        rf"\multicolumn{{{columns}}}{{l}}{{\footnotesize {latex_escape(remark)}}} \\"
-        for remark in _below(results)
-    ]
+    wide = rf"\multicolumn{{{columns}}}{{p{{0.9\linewidth}}}}"
+    notes = [rf"{wide}{{\footnotesize {latex_escape(remark)}}} \\" for remark in _below(results)]
     begin = rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}"
     title = rf"\multicolumn{{{columns}}}{{l}}{{{latex_escape(results.title)}}} \\"
     body = [begin, r"\hline", title, *lines, r"\hline", *notes, r"\end{tabular}"]
@@ -129,13 +131,15 @@ def as_csv(results: Results) -> str:
     """One line a split and kind of number: measured, low, high, published, difference."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    facts = ["dataset", "splitBy", "model", "protocol", "split", "row"]
-    writer.writerow([*facts, *COLUMNS, "samples", "objects", "remark"])
+    heads = [*results.facts, "protocol", "split", "row", *COLUMNS, "samples", "objects", "remark"]
+    writer.writerow(heads)
     for entry in results.entries:
-        front = [results.dataset, results.split_by, results.model, results.protocol, entry.split]
+        front = [*results.facts.values(), results.protocol, entry.split]
         for row, values, remark in _numbers(entry):
             cells = ["" if (v := values[c]) != v else f"{v:.4f}" for c in COLUMNS]
-            writer.writerow([*front, row, *cells, entry.metrics.samples, entry.objects, remark])
+            writer.writerow(
+                [*front, row, *cells, entry.metrics.samples, entry.summary.objects, remark]
+            )
     return out.getvalue()
 
 
@@ -156,8 +160,8 @@ def _numbers(entry: Entry) -> list[tuple[str, dict[str, float], str]]:
     """Kind of row, its values and a remark, for every row about a split."""
     rows = [
         ("measured", entry.metrics.row(), ""),
-        ("low", {c: low for c, (low, _) in entry.intervals.items()}, ""),
-        ("high", {c: high for c, (_, high) in entry.intervals.items()}, ""),
+        ("low", {c: low for c, (low, _) in entry.summary.intervals.items()}, ""),
+        ("high", {c: high for c, (_, high) in entry.summary.intervals.items()}, ""),
     ]
     published = entry.published
     if published and published.values:
@@ -172,32 +176,24 @@ def _difference(metrics: Metrics, published: Published) -> dict[str, float]:
     return {c: v - published.values[c] for c, v in metrics.row().items()}
 
 
-def _paper_rows(results: Results) -> list[list[str]]:
-    return _rows(results, lambda v, half: f"{v:.2f} ± {half:.2f}", with_half=False)
-
-
-def _rows(
-    results: Results, measured: Callable[[float, float], str], with_half: bool
-) -> list[list[str]]:
+def _rows(results: Results, ranges: bool) -> list[list[str]]:
     """Cells of the table: each split's rows below each other.
 
     Args:
         results: of the splits.
-        measured: a cell, from a number and half its interval.
-        with_half: whether half the interval has a row of its own, in place of both its ends.
+        ranges: whether an interval is shown by both its ends, or by half its width.
     """
     rows = []
     for entry in results.entries:
-        values, ends = entry.metrics.row(), entry.intervals
-        half = {c: (high - low) / 2 for c, (low, high) in ends.items()}
-        name = entry.split + tag(results.protocol)
-        cells = [_number(values[c], measured(values[c], half[c])) for c in COLUMNS]
-        rows.append([name, *cells, str(entry.metrics.samples)])
-        if with_half:
-            rows.append(["  ±", *(_number(half[c], f"{half[c]:.2f}") for c in COLUMNS), ""])
-        else:
-            ranges = [_number(sum(ends[c]), "[{:.2f}, {:.2f}]".format(*ends[c])) for c in COLUMNS]
-            rows.append(["95 % interval", *ranges, ""])
+        values, ends = entry.metrics.row(), entry.summary.intervals
+        cells = [_number(values[c], f"{values[c]:.2f}") for c in COLUMNS]
+        rows.append([entry.split + tag(results.protocol), *cells, str(entry.metrics.samples)])
+        shown = {
+            c: f"[{low:.2f}, {high:.2f}]" if ranges else f"{(high - low) / 2:.2f}"
+            for c, (low, high) in ends.items()
+        }
+        name = "95 % interval" if ranges else "  ±"
+        rows.append([name, *(_number(sum(ends[c]), shown[c]) for c in COLUMNS), ""])
         rows += _published_rows(entry)
     return rows
 

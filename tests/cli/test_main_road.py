@@ -175,8 +175,8 @@ def test_union_masks_are_an_option_and_are_labelled(
         argv = [*options, "--split", "testA", "--mask_mode", mode, "--results", "r.json"]
         test_script.main(argv)
         protocols.append(json.loads(Path("r.json").read_text())["protocol"])
-    assert "not the published protocol" not in protocols[0]
-    assert "not the published protocol" in protocols[1]
+    assert [p["mask_mode"] for p in protocols] == ["release", "union"]
+    assert [p["label"] for p in protocols] == ["img_size=56", "mask_mode=union img_size=56"]
 
 
 def test_demo_of_the_generated_pairs(

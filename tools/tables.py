@@ -105,7 +105,8 @@ def as_markdown(results: Results) -> str:
     """The same as a Markdown page."""
     rows = [["", *COLUMNS, "n"], ["---"] * (len(COLUMNS) + 2), *_rows(results, ranges=True)]
     table = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
-    return "\n".join([f"# {results.title}", "", *table, "", *_below(results, "\n")]) + "\n"
+    below = "\n\n".join(_below(results))
+    return "\n".join([f"# {results.title}", "", *table, "", below]) + "\n"
 
 
 def as_latex(results: Results) -> str:
@@ -215,6 +216,5 @@ def _number(value: float, text: str) -> str:
     return text if value == value else NO_NUMBER  # nan: every union is empty
 
 
-def _below(results: Results, gap: str = "") -> list[str]:
-    lines = [line for line in (warning(results.protocol), *results.remarks()) if line]
-    return [line + gap for line in lines]
+def _below(results: Results) -> list[str]:
+    return [line for line in (warning(results.protocol), *results.remarks()) if line]

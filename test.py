@@ -6,7 +6,8 @@ python test.py --dataset refcoco --split val --resume ./checkpoints/refcoco.pth 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from refer.refer import REFER
 from tools import published, tables
 from utils import DistInfo, log
 
+Write = Callable[[engine.Answer], None]
+
 
 def count(
     model: Segmenter,
@@ -34,7 +37,7 @@ def count(
     indices: list[int],
     args: argparse.Namespace,
     info: DistInfo,
-    answer: Callable[[engine.Answer], None] | None = None,
+    answer: Write | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union of the samples ``indices``, shared between the processes."""
     batches = ShardedBatches(indices, args.batch_size, info.rank, info.world)
@@ -58,7 +61,7 @@ def evaluate_split(
     dataset: ReferDataset,
     args: argparse.Namespace,
     info: DistInfo,
-    answer: Callable[[engine.Answer], None] | None = None,
+    answer: Write | None = None,
 ) -> Summary:
     """Numbers of a split; ``answer`` takes what this process found for each of its samples."""
     samples = list(range(len(dataset)))
@@ -78,40 +81,47 @@ def evaluate_split(
     return found
 
 
-class Recorder:
-    """Writes what was predicted for every sample of one split after another, by all processes.
+@contextlib.contextmanager
+def recording(
+    path: str | None, protocol: str, info: DistInfo
+) -> Iterator[Callable[[ReferDataset], Write | None]]:
+    """Write what is predicted for every sample of one split after another, by all processes.
 
     Args:
-        path: of the file.
+        path: of the file; None writes none.
         protocol: label of the evaluation's protocol.
         info: this process among all.
+
+    Yields:
+        What gives each split, in turn, the function that takes the answers to its samples.
     """
+    if path is None:
+        yield lambda _: None
+        return
+    part, before = predictions.Part(Path(path), info.rank), 0
 
-    def __init__(self, path: Path, protocol: str, info: DistInfo) -> None:
-        self.path, self.protocol, self.info = path, protocol, info
-        self.part = predictions.Part(path, info.rank)
-        self.before = 0  # samples of earlier splits
-
-    def writer(self, dataset: ReferDataset) -> Callable[[engine.Answer], None]:
-        """What takes the answers to the next split's samples."""
-        before, kinds = self.before, dataset.sample_kinds()
-        self.before += len(dataset)
+    def writer(dataset: ReferDataset) -> Write:
+        nonlocal before
+        first, kinds = before, dataset.sample_kinds()
+        before += len(dataset)
 
         def write(answer: engine.Answer) -> None:
-            about = dataset.describe(answer.sample)
-            if kind := kinds[answer.sample]:
-                about["kind"] = kind
-            self.part.write(before + answer.sample, predictions.line(about, answer, self.protocol))
+            kind = kinds[answer.sample]
+            about = dataset.describe(answer.sample) | ({"kind": kind} if kind else {})
+            part.write(first + answer.sample, predictions.line(about, answer, protocol))
 
         return write
 
-    def finish(self) -> None:
-        """Make one file of what all processes wrote."""
-        self.part.close()
-        utils.barrier()
-        if self.info.is_main:
-            predictions.merge_parts(self.path, self.info.world)
-            log.info("written: %s", self.path)
+    try:
+        yield writer
+        part.close()
+    except BaseException:
+        part.discard()
+        raise
+    utils.barrier()
+    if info.is_main:
+        predictions.merge_parts(Path(path), info.world)
+        log.info("written: %s", path)
 
 
 def tabulate(
@@ -175,19 +185,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if info.is_main:
         utils.make_folder(Path(args.results).parent)
     protocol = protocol_of(args)
-    recorder = Recorder(Path(args.predictions), protocol.label, info) if args.predictions else None
     splits: dict[str, Summary] = {}
-    for split, dataset in datasets.items():
-        log.info("%s %s: %d samples", args.dataset, split, len(dataset))
-        if not protocol.is_standard:
-            log.info("%s", warning(protocol.label))
-        answer = recorder.writer(dataset) if recorder else None
-        splits[split] = evaluate_split(model, dataset, args, info, answer)
-        log.info("%s", splits[split].rows["all"].release_text())
+    with recording(args.predictions, protocol.label, info) as writer:
+        for split, dataset in datasets.items():
+            log.info("%s %s: %d samples", args.dataset, split, len(dataset))
+            if not protocol.is_standard:
+                log.info("%s", warning(protocol.label))
+            splits[split] = evaluate_split(model, dataset, args, info, writer(dataset))
+            log.info("%s", splits[split].rows["all"].release_text())
     results = tabulate(args, protocol, datasets, splits)
     log.info("%s", tables.as_text(results))
-    if recorder:
-        recorder.finish()
     if info.is_main:
         write(args, protocol, splits, results, info)
 

@@ -80,6 +80,13 @@ class Part:
         with _writing(self.path):
             self.file.close()
 
+    def discard(self) -> None:
+        """Remove the share of a run that failed."""
+        with contextlib.suppress(OSError):
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
 
 def merge_parts(path: Path, parts: int) -> None:
     """Make the file of its closed parts, whole or not at all, and remove them.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -20,10 +19,9 @@ from lib import engine
 from lib.engine import Answer
 from lib.protocol import Protocol, at_photo_size, tag, warning
 from refer import REFER
+from tests.by_hand import Bools, Floats, averaged, counts, resized
 from tests.refer_files import TINY_BERT, default_instances, make_ref, write_root
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 SIZE = 24
 
 
@@ -43,23 +41,9 @@ class Stub(nn.Module):
         return torch.stack([0.3 * waves, inside], dim=1).float()
 
 
-def resized(logits: Floats, height: int, width: int) -> Floats:
-    """Bilinear resize (..., S, S) -> (..., height, width), pixel centres at halves."""
-    for axis, size in ((-2, height), (-1, width)):
-        length = logits.shape[axis]
-        at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
-        low = np.floor(at).astype(int)
-        high = np.minimum(low + 1, length - 1)
-        share = (at - low)[:, None] if axis == -2 else at - low
-        a, b = np.take(logits, low, axis), np.take(logits, high, axis)
-        logits = a * (1 - share) + b * share
-    return logits
-
-
 def inside(logits: Floats) -> tuple[Bools, Floats]:
-    """Mask and probability (H, W) of (K, 2, H, W), their probabilities averaged."""
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    probability = (e[:, 1] / e.sum(1)).mean(0)
+    """Mask and probability (H, W) of (K, 2, H, W)."""
+    probability = averaged(logits)
     # A tie within rounding would make the comparison a matter of luck.
     assert (np.abs(probability - 0.5) > 1e-6).all()
     return probability > 0.5, probability
@@ -68,10 +52,6 @@ def inside(logits: Floats) -> tuple[Bools, Floats]:
 def nearest(mask: Bools, size: int) -> Bools:
     rows, columns = (((np.arange(size) + 0.5) * n / size).astype(int) for n in mask.shape)
     return mask[rows][:, columns]
-
-
-def counts(a: Bools, b: Bools) -> tuple[int, int]:
-    return int((a & b).sum()), int((a | b).sum())
 
 
 @pytest.fixture(scope="module")

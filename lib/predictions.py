@@ -100,6 +100,8 @@ def merge_parts(path: Path, parts: int) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     paths = [_part(path, number) for number in range(parts)]
+    if missing := [part for part in paths if not part.is_file()]:
+        raise InputError(f"{missing[0]} is missing: all processes must see one file system")
     with _writing(path), contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(part, encoding="ascii")) for part in paths]
         whole = stack.enter_context(open(partial, "w", encoding="ascii"))

@@ -487,6 +487,11 @@ def parse_report(
     return args
 
 
+def speed_options(args: argparse.Namespace) -> dict[str, bool]:
+    """The keywords of :func:`lib.speed.prepare` that the options ask for."""
+    return {"channels_last": args.channels_last, "compiled": args.compile, "tf32": args.tf32}
+
+
 def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of :class:`data.dataset_refer_bert.ReferDataset` that the options ask for."""
     at_photo = getattr(args, "eval_size", "model") == "original"

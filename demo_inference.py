@@ -31,12 +31,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import utils
-from args import model_options, parse_demo
+from args import model_options, parse_demo, speed_options
 from bert import encode, load_tokenizer
 from bert.tokenizer import Tokenizer
 from data.images import open_rgb
 from data.transforms import Preprocess
-from lib import checkpoint, engine
+from lib import checkpoint, engine, speed
 from lib.attention import attention_figure, fusions, word_attention
 from lib.engine import at_size
 from lib.errors import InputError
@@ -69,7 +69,8 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[Segmenter, Tok
     content = checkpoint.read_file(args.resume)
     model = build_model(args.model, **model_options(args))
     checkpoint.load_model(model, content, args.resume)
-    return model.to(device).eval(), load_tokenizer(args.bert_tokenizer)
+    speed.prepare(model.to(device).eval(), **speed_options(args))
+    return model, load_tokenizer(args.bert_tokenizer)
 
 
 @torch.inference_mode()

@@ -63,7 +63,7 @@ def build(
             log.info(load_swin_weights(model, args.pretrained_swin_weights))
     model.to(info.device)
     if args.channels_last:
-        speed.channels_last(model)
+        speed.use_channels_last(model)
     if args.grad_checkpoint:
         speed.recompute_blocks(model)
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)

@@ -9,7 +9,26 @@ from lib.errors import InputError
 from lib.swin import SwinBlock
 
 
-def channels_last(model: nn.Module) -> None:
+def prepare(model: nn.Module, *, channels_last: bool, compiled: bool, tf32: bool) -> None:
+    """Make a model that is where it will run ready to be evaluated.
+
+    Args:
+        model: on its device.
+        channels_last, compiled, tf32: whether to use :func:`use_channels_last`,
+            :func:`compile_module`, :func:`allow_tf32`.
+
+    Raises:
+        InputError: it cannot be compiled here.
+    """
+    if channels_last:
+        use_channels_last(model)
+    if compiled:
+        compile_module(model)
+    if tf32:
+        allow_tf32()
+
+
+def use_channels_last(model: nn.Module) -> None:
     """Keep the weights of convolutions channel by channel, as a GPU's tensor cores want them."""
     model.to(memory_format=torch.channels_last)
 

@@ -37,10 +37,10 @@ Change = Callable[[torch.nn.Module], None]
 WAYS: dict[str, tuple[float, StepOptions, list[Change], bool]] = {
     "bf16": (0.02, StepOptions("bf16"), [], False),
     "fp16": (0.01, StepOptions("fp16"), [], False),
-    "channels last": (1e-3, StepOptions(), [speed.channels_last], False),
+    "channels last": (1e-3, StepOptions(), [speed.use_channels_last], False),
     "grad checkpoint": (0.0, StepOptions(), [speed.recompute_blocks], False),
     "fused AdamW": (2e-3, StepOptions(), [], True),
-    "all": (0.02, StepOptions("bf16"), [speed.channels_last, speed.recompute_blocks], True),
+    "all": (0.02, StepOptions("bf16"), [speed.use_channels_last, speed.recompute_blocks], True),
 }
 
 
@@ -126,8 +126,8 @@ def masks(model: Segmenter, batches: list[dict[str, Tensor]], amp: str) -> Tenso
     [
         ("bf16", None),
         ("fp16", None),
-        ("off", speed.channels_last),
-        ("bf16", speed.channels_last),
+        ("off", speed.use_channels_last),
+        ("bf16", speed.use_channels_last),
     ],
 )
 def test_masks_on_real_photos(

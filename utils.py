@@ -353,8 +353,8 @@ def make_folder(path: Path) -> None:
         raise InputError(f"cannot write to the folder {path}: choose another or change its rights")
 
 
-def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write a JSON file whole or not at all.
+def write_text(content: str, path: str | os.PathLike[str]) -> None:
+    """Write a text file whole or not at all, in UTF-8.
 
     Raises:
         InputError: it cannot be written.
@@ -363,10 +363,19 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         make_folder(path.parent)
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(content, encoding="utf-8")
         os.replace(partial, path)
     except OSError as e:
         raise InputError(f"cannot write {path}: {e.strerror}") from e
+
+
+def write_json(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    write_text(json.dumps(content, indent=1) + "\n", path)
 
 
 def set_aside(path: Path) -> None:

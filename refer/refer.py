@@ -307,15 +307,19 @@ class REFER:
 
 
 def leads_out(file_name: str) -> bool:
-    """Whether a file name, taken relative to a folder, is none of a file below it."""
+    """Whether a file name, taken relative to a folder, may be of a file outside of it."""
     parts = PurePosixPath(file_name.replace("\\", "/")).parts
-    if not parts or parts[0][0] == "/" or ".." in parts or ":" in parts[0] or "\0" in file_name:
-        return True
+    unsafe = not parts or parts[0][0] == "/" or ".." in parts or ":" in parts[0]
+    return unsafe or "\0" in file_name or not _is_text(file_name)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file can be called so; half a surrogate pair, as in broken JSON, is no letter."""
     try:
-        os.fsencode(file_name)
-    except UnicodeEncodeError:  # half a surrogate pair, which no file is called
-        return True
-    return False
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def in_split(label: str, split: str) -> bool:

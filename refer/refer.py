@@ -316,7 +316,7 @@ class REFER:
 
 
 def leads_out(file_name: str) -> bool:
-    """Whether a file name, taken relative to a folder, is none of a file below it."""
+    """Whether a file name, taken relative to a folder, may be of a file outside of it."""
     parts = PurePosixPath(file_name.replace("\\", "/")).parts
     unsafe = not parts or parts[0][0] == "/" or ".." in parts or ":" in parts[0]
     return unsafe or "\0" in file_name or not _is_text(file_name)

@@ -97,18 +97,28 @@ function maskAt(counts, photo, width, height) {
 // Pixels of a region within `thick` steps of its outside. `edge`: whether beyond the picture is so.
 function contour(mask, width, height, thick, edge) {
   const line = new Uint8Array(mask.length);
-  let inside = mask;
-  for (let step = 0; step < thick; step++) {
-    const next = inside.slice();
-    for (let y = 0, at = 0; y < height; y++) {
-      for (let x = 0; x < width; x++, at++) {
-        if (!inside[at]) continue;
-        const inner = (x > 0 ? inside[at - 1] : !edge) && (x < width - 1 ? inside[at + 1] : !edge) &&
-          (y > 0 ? inside[at - width] : !edge) && (y < height - 1 ? inside[at + width] : !edge);
-        if (!inner) { line[at] = 1; next[at] = 0; }
-      }
+  let front = [];
+  for (let y = 0, at = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, at++) {
+      if (!mask[at]) continue;
+      const inner = (x > 0 ? mask[at - 1] : !edge) && (x < width - 1 ? mask[at + 1] : !edge) &&
+        (y > 0 ? mask[at - width] : !edge) && (y < height - 1 ? mask[at + width] : !edge);
+      if (!inner) { line[at] = 1; front.push(at); }
     }
-    inside = next;
+  }
+  for (let step = 1; step < thick; step++) {
+    const next = [];
+    const grow = (at) => {
+      if (mask[at] && !line[at]) { line[at] = 1; next.push(at); }
+    };
+    for (const at of front) {
+      const x = at % width;
+      if (x > 0) grow(at - 1);
+      if (x < width - 1) grow(at + 1);
+      grow(at - width); // beyond the first and last row there is nothing
+      grow(at + width);
+    }
+    front = next;
   }
   return line;
 }

@@ -13,7 +13,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -298,6 +297,15 @@ def _comparison_note(samples: Sequence[Prediction], comparison: Comparison, path
     )
 
 
+def _photo_scripts(photos: dict[Photo, int], jpegs: dict[str, str]) -> str:
+    """An element for each photo, which the browser does not decode before it is shown."""
+    return "\n".join(
+        f'<script type="text/plain" id="photo-{number}">{jpegs[name]}</script>'
+        for (name, _, _), number in photos.items()
+        if name in jpegs
+    )
+
+
 def build_page(
     samples: Sequence[Prediction],
     sources: Sequence[str],
@@ -331,7 +339,7 @@ def build_page(
     if comparison:
         note += _comparison_note(samples, comparison, compared)
     whole = len(chosen) == len(samples)
-    return Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
+    page = Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=style,
@@ -343,27 +351,9 @@ def build_page(
         charts=chart_section(samples, groups),
         shown="" if whole else f"{len(chosen):,} of {len(samples):,} samples, evenly spread.",
         data=for_script(gallery(samples, groups, photos, comparison, chosen)),
-        photos="\n".join(
-            f'<script type="text/plain" id="photo-{number}">{jpegs[name]}</script>'
-            for (name, _, _), number in photos.items()
-            if name in jpegs
-        ),
+        photos=_photo_scripts(photos, jpegs),
     )
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text file whole or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates
-        os.replace(partial, path)
-    except OSError as e:
-        raise InputError(f"cannot write {path} ({e.strerror}): change --output") from e
+    return page.encode("utf-8", "replace").decode()  # without lone surrogates
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -408,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"none of the {len(names)} photos can be read (--image_root): {first}")
         print(f"{len(wrong)} of {len(names)} photos cannot be shown: {first}")
     page = build_page(samples, args.records, jpegs, chosen, comparison, args.compare)
-    write_text(page, args.output)
+    utils.write_text(page, args.output)
     print(f"written: {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
 
 

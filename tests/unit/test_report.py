@@ -280,7 +280,7 @@ def test_comparison_that_cannot_be(tmp_path: Path, change: Line, says: str) -> N
     [
         (["--max_samples", "-1"], "--max_samples -1"),
         (["--photo_side", "1"], "--photo_side 1: give 32 to 4096"),
-        (["--output", "/dev/null/r.html"], "change --output"),
+        (["--output", "/dev/null/r.html"], "the folder /dev/null"),
         (["--image_root", "/nowhere"], "/nowhere"),
     ],
 )

@@ -5,7 +5,8 @@
     python -m benchmarks.speed --report benchmarks/results/speed_*.json   # the tables again
 
 Measures the rate at which this machine multiplies large matrices, then forward passes and training
-steps, turn by turn, so that a busy neighbour slows both; of one CPU thread only its own time counts.
+steps, turn by turn, so that a busy neighbour slows both; of one CPU thread only its own time is
+counted.
 Prints tables (Markdown) and writes a JSON file. FLOPs are those of the network as published (2 per
 multiply-add, BERT included), as PyTorch counts them. Each row has a process of its own, because of
 its peak memory.

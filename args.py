@@ -230,7 +230,9 @@ def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
         before: the ``args`` of the checkpoint: a dictionary, or the release's Namespace.
         now: of this run.
     """
-    old = before if isinstance(before, dict) else vars(before) if before else {}
+    old = before if isinstance(before, dict) else getattr(before, "__dict__", {})
+    # A stranger's file may hold anything, like tensors, that cannot simply be compared.
+    old = {k: v for k, v in old.items() if v is None or isinstance(v, str | int | float)}
     new = vars(now)
     return [
         f"--{name} {old[name]}, not {new[name]}"
@@ -268,6 +270,10 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+MAX_NUMBER = 2**31 - 1
+HIGHEST = {"img_size": 16384, "ape": 4096, "workers": 1024}  # beyond them, memory is
+
+
 def _check(args: argparse.Namespace) -> None:
     """Fill in what depends on the model, and refuse values that would only fail later."""
     entry = MODELS[args.model]
@@ -288,9 +294,14 @@ def _check(args: argparse.Namespace) -> None:
     ]
     for name in (*positive, *not_negative):
         value = getattr(args, name, None)
-        low = 0 if name in not_negative else None
-        if value is not None and (value < 0 if low == 0 else value <= 0):
-            raise InputError(f"--{name} {value}: must be {'0 or more' if low == 0 else 'above 0'}")
+        if value is None:
+            continue
+        if name in not_negative and not value >= 0:  # also catches nan
+            raise InputError(f"--{name} {value}: must be 0 or more")
+        if name in positive and not value > 0:
+            raise InputError(f"--{name} {value}: must be above 0")
+        if value > HIGHEST.get(name, MAX_NUMBER):
+            raise InputError(f"--{name} {value}: must be {HIGHEST.get(name, MAX_NUMBER)} at most")
     for name in ("fusion_drop", "drop_path"):
         if not 0 <= getattr(args, name, 0.0) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: must be in [0, 1)")

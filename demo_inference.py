@@ -46,6 +46,7 @@ from lib.visualize import WRITABLE, overlay, printable, write_picture
 from utils import log
 
 READABLE = (*WRITABLE, ".gif", ".ppm")
+MAX_LIST = 64 << 20  # bytes of --list
 SHOWN = 40  # characters of a name or sentence in the table
 
 
@@ -176,6 +177,8 @@ def read_requests(args: argparse.Namespace) -> list[tuple[Path, list[str]]]:
 def _read_list(path: Path) -> list[tuple[Path, list[str]]]:
     shape = '[{"image": "photo.jpg", "sentence": "the dog" or ["the dog", "the cat"]}, ...]'
     try:
+        if path.stat().st_size > MAX_LIST:
+            raise InputError(f"--list {path} has over {MAX_LIST >> 20} MB: cut it into several")
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as e:
         raise InputError(f"--list {path} does not exist: give a JSON file like {shape}") from e
@@ -201,6 +204,8 @@ def _entry(entry: Any) -> tuple[str, list[str]] | None:
     image, said = entry.get("image"), entry.get("sentence")
     sentences = [said] if isinstance(said, str) else said
     if not isinstance(image, str) or not image or "\0" in image:
+        return None
+    if image != image.encode("utf-8", "replace").decode():  # no file can be called so
         return None
     if not isinstance(sentences, list) or not sentences:
         return None

@@ -162,7 +162,9 @@ def trained_with(recorded: Any, asked: Mapping[str, str]) -> dict[str, str]:
     """
     held = recorded if isinstance(recorded, Mapping) else getattr(recorded, "__dict__", {})
     published = asdict(PUBLISHED) | {"mha": ONE_HEAD}
-    return {name: str(held.get(name) or published[name]) for name in asked} if held else {}
+    # A stranger's file may hold anything under these names.
+    texts = {name: value for name, value in held.items() if isinstance(value, str)}
+    return {name: texts.get(name) or published[name] for name in asked} if held else {}
 
 
 def variant_of_names(state: Mapping[str, Tensor]) -> dict[str, str]:

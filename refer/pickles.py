@@ -74,6 +74,9 @@ _TUPLES = {
 # time that doubles with each level. Picklers may note it between the two.
 _ARGUMENTS = re.compile(rb"(?:\x94|q.|r.{4}|p\d{1,20}\n)?R", re.DOTALL)
 
+MAX_RUN = 1000  # opcodes that a match may span: it takes memory for each
+SHORT_STRING = 64  # bytes; longer strings are walked over one by one
+
 _FIXED_SIZE = [_FIXED.get(bytes([op]), -1) for op in range(256)]
 _PREFIX_SIZE = {key[0]: width for key, width in _PREFIXED.items()}
 
@@ -178,12 +181,16 @@ def _scan(data: bytes) -> bool:
     calls = False
     pos, end = 0, len(data)
     limit = end  # of the frame, where there is one
+    harmless = _harmless_run(_highest_index(end))
     containers = end // BYTES_PER_CONTAINER + 64
     while pos < limit:
+        run = harmless.match(data, pos, limit)
         op = data[pos]
         pos += 1
         size = _FIXED_SIZE[op]
-        if size >= 0:
+        if run:
+            pos = run.end()
+        elif size >= 0:
             pos += size
         elif op in _CONTAINERS:
             containers -= 1
@@ -224,8 +231,37 @@ def _enter_frame(data: bytes, pos: int, in_frame: bool) -> tuple[int, int]:
 
 def _check_index(index: int, size: int) -> None:
     """Refuse a memo index that a file of so many bytes cannot have come to."""
-    if not 0 <= index <= size // 2 + 64:
+    if not 0 <= index <= _highest_index(size):
         raise _Refused("a memo index is larger than the file")
+
+
+def _highest_index(size: int) -> int:
+    return size // 2 + 64
+
+
+def _harmless_run(highest_index: int) -> re.Pattern[bytes]:
+    """Opcodes in a row that `_scan` has nothing to count or to refuse in; ten times its speed.
+
+    It matches less than is allowed, never more: the rest is left to the walk.
+
+    Args:
+        highest_index: of the memo.
+    """
+    by_size: dict[int, list[bytes]] = {}
+    for op, size in _FIXED.items():
+        by_size.setdefault(size, []).append(re.escape(op))
+    digits = len(str(highest_index)) - 1
+    kinds = [rb"[pg][0-9]{1,%d}\n" % digits, rb"[VS][^\n]*\n"]
+    kinds += [rb"[ILF][^\n]{0,%d}\n" % MAX_LINE_NUMBER]
+    kinds += [b"[%s].{%d}" % (b"".join(ops), size) for size, ops in sorted(by_size.items())]
+    if highest_index >> 16:
+        kinds.append(rb"r..[\x00-\x%02x]\x00" % (min(highest_index >> 16, 256) - 1))
+    for op, width in _PREFIXED.items():
+        if op != pickle.LONG1:
+            lengths = [(re.escape(n.to_bytes(width, "little")), n) for n in range(SHORT_STRING)]
+            strings = b"|".join(b"%s.{%d}" % length for length in lengths)
+            kinds.append(b"%s(?:%s)" % (re.escape(op), strings))
+    return re.compile(b"(?:%s){1,%d}" % (b"|".join(kinds), MAX_RUN), re.DOTALL)
 
 
 def _skip_prefixed(data: bytes, pos: int, op: int) -> int:

@@ -22,15 +22,12 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
-from pycocotools import mask as coco_mask
 from torch import Tensor
-from torch.nn import functional as F
 
 import utils
 from args import model_options, parse_demo
@@ -39,7 +36,9 @@ from bert.tokenizer import Tokenizer
 from data.images import open_rgb
 from data.transforms import Preprocess
 from lib import checkpoint, engine
+from lib.engine import at_size
 from lib.errors import InputError
+from lib.masks import run_lengths
 from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.visualize import WRITABLE, overlay, printable, write_picture
@@ -48,13 +47,6 @@ from utils import log
 READABLE = (*WRITABLE, ".gif", ".ppm")
 MAX_LIST = 64 << 20  # bytes of --list
 SHOWN = 40  # characters of a name or sentence in the table
-
-
-class Segmentation(NamedTuple):
-    """What the model says about one sentence, at the photo's own size."""
-
-    mask: npt.NDArray[np.bool_]  # (H, W)
-    probability: npt.NDArray[np.float32]  # (H, W), of belonging to the object
 
 
 @dataclass(frozen=True)
@@ -116,22 +108,6 @@ def predict(
             out = model(pictures, batch["input_ids"], batch["attention_mask"])
         logits.append(out.float())
     return torch.cat(logits)
-
-
-@torch.inference_mode()
-def at_size(logits: Tensor, height: int, width: int) -> Segmentation:
-    """Answer one sentence at the photo's own size.
-
-    The logits, not the mask, are resized (bilinear, pixel centres as PIL has them), so that the
-    contour is as smooth as the model's belief; the mask is their argmax.
-
-    Args:
-        logits: (2, S, S).
-        height, width: of the photo, pixels.
-    """
-    full = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
-    mask = full.argmax(0) == 1
-    return Segmentation(mask.cpu().numpy(), full.softmax(0)[1].cpu().numpy())
 
 
 def open_upright(path: Path) -> Image.Image:
@@ -325,12 +301,6 @@ def answer(job: Job, photo: Image.Image, logits: Tensor, args: argparse.Namespac
             write_picture(Image.fromarray(deep), files["prob"])
         shares.append(float(found.mask.mean()))
     return shares
-
-
-def run_lengths(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's compressed RLE of a mask (H, W): {'size': [H, W], 'counts': text}."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def _table(jobs: Sequence[Job]) -> Callable[..., str]:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import utils
-from args import compare_args, dataset_options, model_options, parse_train
+from args import compare_args, dataset_options, model_options, parse_train, protocol_of
 from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import (
@@ -34,6 +34,7 @@ from lib.losses import LOSSES
 from lib.metrics import Metrics, summarise
 from lib.model import Objective
 from lib.pretrained import load_swin_weights
+from lib.protocol import tag
 from lib.run import Run
 from lib.segmentation import build_model
 from lib.states import StateFiles
@@ -125,6 +126,7 @@ class Trainer:
         self.steps = len(sampler) // args.accumulate  # an epoch
         self.loader = build_loader(train_set, sampler, args.workers, args.pin_mem)
         self.objective = wrap(Objective(run.model, LOSSES[args.loss]), info)
+        self.protocol = protocol_of(args).label  # of the validation
         self.folder = Path("models") / args.model_id
         self.metrics_file = self.folder / "metrics.jsonl"
         self.board: Any = None  # TensorBoard's writer
@@ -232,7 +234,8 @@ class Trainer:
         run.epoch += 1
         better = metrics is not None and metrics.oIoU > run.best_oIoU
         if metrics is not None:
-            log.info("epoch %d  oIoU %.2f  mIoU %.2f", run.epoch, metrics.oIoU, metrics.mIoU)
+            numbers = (run.epoch, metrics.oIoU, metrics.mIoU)
+            log.info("epoch %d  oIoU %.2f  mIoU %.2f%s", *numbers, tag(self.protocol))
         if better and metrics is not None:
             run.best_oIoU = metrics.oIoU
         loss = run.loss_sum / run.loss_count if run.loss_count else float("nan")
@@ -240,12 +243,12 @@ class Trainer:
         record |= {"loss": loss, "seconds": round(seconds, 2)}
         record |= {"peak_memory_gb": round(utils.peak_memory_gb(self.info.device), 3)}
         if metrics is not None:
-            record |= {"val": metrics.as_dict()}
+            record |= {"val": metrics.as_dict(), "protocol": self.protocol}
         self.record(record)
         run.step, run.loss_sum, run.loss_count = 0, 0.0, 0
         self.save([], best=better)
         if better:
-            log.info("better than before: oIoU %.2f", run.best_oIoU)
+            log.info("better than before: oIoU %.2f%s", run.best_oIoU, tag(self.protocol))
         utils.barrier()
 
     # ---- states ----

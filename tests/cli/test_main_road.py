@@ -27,7 +27,10 @@ def trained(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_leaves_what_it_promises(trained: Path) -> None:
     folder = trained / "models" / "whole"
-    assert "oIoU" in (folder / "log.txt").read_text()
+    logged = (folder / "log.txt").read_text().splitlines()
+    numbers = [line for line in logged if "oIoU" in line]
+    assert len(numbers) >= 2
+    assert all(line.endswith(" [val_expressions=one img_size=56]") for line in numbers)
     assert json.loads((folder / "args.json").read_text())["model_id"] == "whole"
     records = jsonl(folder / "metrics.jsonl")
     steps = [r for r in records if r["kind"] == "step"]
@@ -175,8 +178,8 @@ def test_union_masks_are_an_option_and_are_labelled(
         argv = [*options, "--split", "testA", "--mask_mode", mode, "--results", "r.json"]
         test_script.main(argv)
         protocols.append(json.loads(Path("r.json").read_text())["protocol"])
-    assert "not the published protocol" not in protocols[0]
-    assert "not the published protocol" in protocols[1]
+    assert [p["mask_mode"] for p in protocols] == ["release", "union"]
+    assert [p["label"] for p in protocols] == ["img_size=56", "mask_mode=union img_size=56"]
 
 
 def test_demo_of_the_generated_pairs(

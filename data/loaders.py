@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lib.errors import InputError
 
@@ -164,11 +164,21 @@ def build_loader(
         num_workers=workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        collate_fn=collate,
         worker_init_fn=_leave_signals_to_the_main_process,
         # Starting an epoch draws a seed for the workers. Without a generator of its own the
         # loader would draw it from the model's, and shift the dropout of a resumed run.
         generator=torch.Generator(),
     )
+
+
+def collate(samples: list[Any]) -> Any:
+    """Stack samples; pictures keep the order of their bytes, which the device changes faster."""
+    if not isinstance(samples[0], dict) or "image" not in samples[0]:
+        return default_collate(samples)
+    rows = [sample | {"image": sample["image"].permute(1, 2, 0)} for sample in samples]
+    batch = default_collate(rows)
+    return batch | {"image": batch["image"].permute(0, 3, 1, 2)}
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -87,7 +87,7 @@ def _annotation(rng: np.random.Generator, number: int, image: dict[str, Any]) ->
     width, height = image["width"], image["height"]
     polygons = []
     for _ in range(1 + int(rng.random() < 0.15) * int(rng.integers(1, 4))):
-        corners = int(min(8 + rng.exponential(13), 150))
+        corners = int(min(8 + rng.exponential(12), 150))
         angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
         radius = rng.uniform(15, 110) * rng.uniform(0.8, 1.2, corners)
         x = (rng.uniform(60, width - 60) + radius * np.cos(angle)).clip(0, width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ else:
     Tokenizer = object
 
 PAD_ID = 0
-CHUNK = 10_000  # texts whose tokens are in memory in full
+CHUNK = 256  # texts at once; their tokens in full stay in the processor's cache
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
 
@@ -84,10 +85,11 @@ def encode_compact(
         # Half a surrogate pair, as broken JSON and command lines have it, cannot be tokenised.
         chunk = sentences[start : start + CHUNK]
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in chunk]
-        for i, row in enumerate(_tokenize(tokenizer, texts), start):
-            kept = row[:max_len]
-            ids[i, : len(kept)] = kept
-            lengths[i] = len(kept)
+        rows = [row[:max_len] for row in _tokenize(tokenizer, texts)]
+        counts = np.array([len(row) for row in rows], np.int32)
+        lengths[start : start + CHUNK] = counts
+        real = np.arange(max_len) < counts[:, None]
+        ids[start : start + CHUNK][real] = np.fromiter(chain.from_iterable(rows), np.int32)
     return ids, lengths
 
 

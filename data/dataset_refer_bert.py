@@ -161,7 +161,9 @@ class ReferDataset(Dataset[Sample]):
         said = tables.sentence[refs].repeat(counts) + _places(counts)  # rows of all sentences
         self._said = Spans(offsets(np.ones_like(said) if eval_mode == "each" else counts))
         self._sentence = said
-        fed = Texts.pack(text for i in range(len(self)) for text in self._fed(i))
+        fed = self.texts.take(said)
+        if eval_mode == "cat":
+            fed = Texts.pack(text for i in range(len(self)) for text in self._fed(i))
         # Rows of `input_ids` of each sample.
         self._rows = self._said if eval_mode == "mean" else Spans(np.arange(len(self) + 1))
         self.input_ids, self._tokens = _encode(tokenizer, fed, max_tokens, refer.cache)

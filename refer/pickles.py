@@ -326,6 +326,9 @@ class _Unpickler(pickle.Unpickler):
         return text.encode("latin-1")
 
 
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
 class _Plain:
     """Copies a loaded value as a tree of list, dict, str, int, float, bool and None."""
 
@@ -335,7 +338,7 @@ class _Plain:
 
     def __call__(self, value: Any, depth: int) -> Any:
         kind = type(value)
-        if kind is str or kind is int or kind is float or kind is bool or value is None:
+        if kind in _SCALARS:
             return value
         if kind is bytes:
             if value not in self._decoded:
@@ -347,7 +350,15 @@ class _Plain:
         if depth == MAX_DEPTH:
             raise _Refused(f"it is nested more than {MAX_DEPTH} deep")
         if kind is dict:
-            return {self(k, MAX_DEPTH): self(v, depth + 1) for k, v in value.items()}
+            keys_are_plain = _SCALARS.issuperset(map(type, value))
+            return {
+                k if keys_are_plain else self(k, MAX_DEPTH): (
+                    v if type(v) in _SCALARS else self(v, depth + 1)
+                )
+                for k, v in value.items()
+            }
+        if _SCALARS.issuperset(map(type, value)):
+            return value.copy()
         return [self(item, depth + 1) for item in value]
 
 
@@ -357,8 +368,9 @@ def _check_text(refs: Any, allowance: _Allowance) -> None:
         sentences = ref.get("sentences") if isinstance(ref, dict) else None
         for sentence in sentences if isinstance(sentences, list) else []:
             if isinstance(sentence, dict):
-                texts = (sentence.get("raw"), sentence.get("sent"))
-                allowance.take(max(len(text) for text in (*texts, "") if isinstance(text, str)))
+                raw, sent = sentence.get("raw"), sentence.get("sent")
+                letters = len(raw) if isinstance(raw, str) else 0
+                allowance.take(max(letters, len(sent) if isinstance(sent, str) else 0))
 
 
 def _reference(ref: Any, where: str) -> Ref:
@@ -369,10 +381,24 @@ def _reference(ref: Any, where: str) -> Ref:
         _field(ref, key, int, where)
     _field(ref, "split", str, where)
     sentences = _field(ref, "sentences", list, where)
-    ref["sentences"] = [_sentence(s, f"{where}, sentence {i}") for i, s in enumerate(sentences)]
+    ref["sentences"] = [
+        s if _is_whole(s) else _sentence(s, f"{where}, sentence {i}")
+        for i, s in enumerate(sentences)
+    ]
     ref["sent_ids"] = [s["sent_id"] for s in ref["sentences"]]
     ref.setdefault("file_name", "")
     return ref
+
+
+def _is_whole(sentence: Any) -> bool:
+    """Whether a sentence has every field, as nearly all have; `_sentence` tells what is wrong."""
+    return (
+        isinstance(sentence, dict)
+        and type(sentence.get("sent_id")) is int
+        and type(sentence.get("raw")) is str
+        and type(sentence.get("sent")) is str
+        and type(sentence.get("tokens")) is list
+    )
 
 
 def _sentence(sentence: Any, where: str) -> dict[str, Any]:

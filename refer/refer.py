@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from data.cache import ArrayCache, digest
 from data.images import open_rgb
 from lib.errors import InputError
+from refer import instances, pickles
 from refer.instances import Record, load_instances
 from refer.masks import MAX_OUTLINE, draw_components
 from refer.pickles import Ref, load_refs
@@ -29,6 +30,7 @@ COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014")
 REFCLEF_FOLDER = "images/saiapr_tc-12"
 HELP = "see refer/README.md"
 SMALL = 4 << 20  # bytes of annotations that are read as fast as they are looked up
+LARGEST = max(instances.MAX_BYTES, pickles.MAX_BYTES)
 # What `REFER` reads when it is first asked for.
 RECORDS = {"data", "Refs", "Anns", "Imgs", "Cats", "Sents", "imgToRefs", "imgToAnns", "catToRefs"}
 RECORDS |= {"refToAnn", "annToRef", "sentToRef", "sentToTokens"}
@@ -92,10 +94,13 @@ class REFER:
         self._files = (_refs_pickle(self.DATA_DIR, splitBy), self.DATA_DIR / "instances.json")
         if not os.path.isfile(self._files[1]):
             raise InputError(f"{self._files[1]} does not exist; {HELP}")
-        self.cache = None if cache is None or self._bytes() < SMALL else cache
-        self._tables = self._kept_tables()
-        if self._tables is None:
-            self._read()
+        self.cache = cache
+        self._tables: Tables | None = None
+        with _no_garbage():
+            if cache is not None and self._worth_keeping():
+                self._tables = self._tables_from_files(cache)
+            else:
+                self._read()
 
     def _read(self) -> None:
         """Read and index the records."""
@@ -122,31 +127,36 @@ class REFER:
         """
         if self._tables is None:
             with _no_garbage():
-                self._tables = Tables.pack(self.data["refs"], self.Imgs, self.Anns, self.Cats)
-                for name in RECORDS & self.__dict__.keys():
-                    delattr(self, name)
-            if self.cache is not None and self._key == self._content():
-                kept = self.cache.put(self._kind, self._key, self._tables.arrays())
-                self._tables = Tables.from_arrays(kept)
+                self._tables = self._pack()
         return self._tables
 
-    def _kept_tables(self) -> Tables | None:
-        if self.cache is None:
-            return None
-        self._kind = f"{self.dataset}-{self.splitBy}-{FORM}"
-        self._key = self._content()
-        kept = self.cache.get(self._kind, self._key)
-        return None if kept is None else Tables.from_arrays(kept)
+    def _pack(self) -> Tables:
+        tables = Tables.pack(self.data["refs"], self.Imgs, self.Anns, self.Cats)
+        for name in RECORDS & self.__dict__.keys():
+            delattr(self, name)
+        return tables
 
-    def _bytes(self) -> int:
-        return sum(os.path.getsize(path) for path in self._files)
+    def _tables_from_files(self, cache: ArrayCache) -> Tables:
+        """From the cache; else from the records, and into the cache."""
+        before = self._stamp()
+        key = digest(*(path.read_bytes() for path in self._files))
+        kind = f"{self.dataset}-{self.splitBy}-{FORM}"
+        kept = cache.get(kind, key)
+        if kept is None:
+            self._read()
+            tables = self._pack()
+            if self._stamp() != before:  # another content was read than was looked up
+                return tables
+            kept = cache.put(kind, key, tables.arrays())
+        return Tables.from_arrays(kept)
 
-    def _content(self) -> str:
-        """Key of the files' content; the other readers say what is wrong with unreadable ones."""
-        try:
-            return digest(*(path.read_bytes() for path in self._files))
-        except OSError:
-            return ""
+    def _worth_keeping(self) -> bool:
+        """Whether the files can be read, for the readers say best why not, and are large."""
+        sizes = [os.path.getsize(p) for p in self._files if os.access(p, os.R_OK) and p.is_file()]
+        return len(sizes) == len(self._files) and sum(sizes) >= SMALL and max(sizes) <= LARGEST
+
+    def _stamp(self) -> list[tuple[int, int]]:
+        return [(stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, self._files)]
 
     def __repr__(self) -> str:
         return f"{self.dataset}({self.splitBy})"

@@ -45,6 +45,13 @@ class Texts(Sequence[str]):
         ends = offsets([len(text) for text in encoded])
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
+    def take(self, rows: Ints) -> Texts:
+        """The texts of some rows."""
+        begins, lengths = self.ends[rows], self.ends[rows + 1] - self.ends[rows]
+        ends = offsets(lengths)
+        letters = np.arange(ends[-1]) + (begins - ends[:-1]).repeat(lengths)
+        return Texts(self.letters[letters], ends)
+
     def __len__(self) -> int:
         return len(self.ends) - 1
 
@@ -59,7 +66,10 @@ class Texts(Sequence[str]):
         return self.letters[begin:end].tobytes().decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
+        letters = self.letters.tobytes()
+        return (
+            letters[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(self.ends.tolist())
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Annotations of RefCOCO's size and form, made up: 50,000 objects in 19,994 pictures.
 
-The counts are RefCOCO's (SPEC of the sizes: refer/sizes.py). Outlines are closed curves of COCO's
+The counts are RefCOCO's (refer/sizes.py has them all). Outlines are closed curves of COCO's
 usual number of points. Expressions are drawn from a list of real ones where there is one, else
 from RefShapes' words. There are no pictures.
 """
@@ -26,12 +26,12 @@ CATEGORIES = 80
 TEXTS = Path(__file__).parents[2] / "shared" / "text" / "refcoco_family_eval_sentences.json.gz"
 
 
-def write(root: Path, protocol: int, seed: int = 0) -> Path:
+def write(root: Path, protocol: int = 0, seed: int = 0) -> Path:
     """Write `refcoco/refs(unc).p` and `refcoco/instances.json`.
 
     Args:
         root: of the data.
-        protocol: of the pickle; Python 2 wrote 0 unless it was asked for another.
+        protocol: of the pickle; Python 2 wrote 0, the slowest to read, unless asked for another.
         seed: of the generator.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os.path
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, overload
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from bert.tokenizer import Tokenizer, encode_compact, fingerprint
 from data.cache import ArrayCache, digest
-from data.transforms import Preprocess, nearest
+from data.transforms import Preprocess, as_tensor, nearest
 from lib.errors import InputError
 from lib.masks import run_lengths
 from refer.masks import draw_components, draw_samples
@@ -170,7 +170,9 @@ class ReferDataset(Dataset[Sample]):
         self._most = int(counts.max(initial=0))
         self._image_ids = tables.image_id[self._ref]
         self._by_image = np.argsort(self._image_ids, kind="stable")
-        self._last: dict[str, tuple[int, Tensor]] = {}
+        # Samples of one picture follow one another in evaluation: it is decoded once.
+        self._last_picture: tuple[int, Image.Image] | None = None
+        self._last_target: tuple[int, Tensor] | None = None
 
     def __repr__(self) -> str:
         return f"{self.refer!r} {self.split}"
@@ -240,24 +242,20 @@ class ReferDataset(Dataset[Sample]):
 
     def image(self, index: int) -> Tensor:
         """The sample's picture as the model takes it, (3, S, S) uint8."""
-        return self._kept(
-            "image",
-            int(self.tables.image[self._ref[index]]),
-            lambda: self.preprocess.image(self.picture(index)),
-        )
+        key = int(self.tables.image[self._ref[index]])
+        if self._last_picture is None or self._last_picture[0] != key:
+            self._last_picture = (key, self.preprocess.square(self.picture(index)))
+        return as_tensor(self._last_picture[1])
 
     def target(self, index: int) -> Tensor:
         """The sample's object, (S, S) uint8 in {0, 1}: `mask` resized by nearest neighbour."""
-        return self._kept("target", int(self._ref[index]), lambda: self._draw_target(index))
+        key = int(self._ref[index])
+        if self._last_target is None or self._last_target[0] != key:
+            self._last_target = (key, self.draw_target(index))
+        return self._last_target[1].clone()
 
-    def _kept(self, what: str, key: int, make: Callable[[], Tensor]) -> Tensor:
-        """The same as for the last sample, where that has the same picture or object."""
-        last = self._last.get(what)
-        if last is None or last[0] != key:
-            self._last[what] = last = (key, make())
-        return last[1].clone()
-
-    def _draw_target(self, index: int) -> Tensor:
+    def draw_target(self, index: int) -> Tensor:
+        """`target`, drawn anew."""
         segmentation, height, width, where = self._outline(index)
         size = self.preprocess.img_size
         rows, columns = nearest(height, size), nearest(width, size)

@@ -36,6 +36,10 @@ class Preprocess:
         """Both `image` and `mask`."""
         return self.image(picture), self.mask(mask)
 
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Resize a picture, bilinear with antialiasing."""
+        return picture.resize((self.img_size, self.img_size), Image.Resampling.BILINEAR)
+
     def image(self, picture: Image.Image) -> Tensor:
         """Resize a picture, bilinear with antialiasing.
 
@@ -45,9 +49,7 @@ class Preprocess:
         Returns:
             (3, S, S) uint8, the channels side by side in memory.
         """
-        square = picture.resize((self.img_size, self.img_size), Image.Resampling.BILINEAR)
-        # A copy in this order, for PIL's memory is read-only.
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        return as_tensor(self.square(picture))
 
     def mask(self, mask: Image.Image | npt.NDArray[np.bool_]) -> Tensor:
         """Resize a mask, nearest neighbour.
@@ -62,6 +64,11 @@ class Preprocess:
             mask = Image.fromarray(mask.astype(np.uint8))
         square = mask.resize((self.img_size, self.img_size), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(square, np.int64))
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """A copy of an RGB picture: (3, H, W) uint8, the channels side by side in memory."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=4096)

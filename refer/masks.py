@@ -56,16 +56,15 @@ def draw_samples(
     Raises:
         InputError: see `draw_components`.
     """
-    total = np.zeros((len(columns), len(rows)), np.uint8)
+    total = np.zeros((len(rows), len(columns)), np.uint8)
     for component in _components(segmentation, height, width, where):
         drawn = component.T
-        inside = np.flatnonzero(drawn.any(axis=1))
-        if not len(inside):
-            continue
-        # Columns outside of the component add nothing.
-        first, last = np.searchsorted(columns, [inside[0], inside[-1] + 1])
-        _add(total[first:last], drawn[columns[first:last]].take(rows, axis=1))
-    return np.ascontiguousarray(total.T)
+        # What is outside of the component's bounding box adds nothing.
+        left, right = _ends_of_inside(drawn.any(axis=1), columns)
+        part = drawn[columns[left:right]]
+        top, bottom = _ends_of_inside(part.any(axis=0), rows)
+        _add(total[top:bottom, left:right], part.take(rows[top:bottom], axis=1).T)
+    return total
 
 
 def _components(segmentation: Any, height: int, width: int, where: str) -> Iterator[UInt8Array]:
@@ -80,6 +79,14 @@ def _components(segmentation: Any, height: int, width: int, where: str) -> Itera
             yield _draw_runs(component, height, width, where)
         else:
             yield _draw_polygon(component, height, width, where)
+
+
+def _ends_of_inside(inside: npt.NDArray[np.bool_], positions: Positions) -> tuple[int, int]:
+    """First of the positions at or behind the first True, and behind the last one."""
+    first = int(inside.argmax())
+    last = len(inside) - int(inside[::-1].argmax()) if inside[first:].any() else first
+    left, right = np.searchsorted(positions, [first, last])
+    return int(left), int(right)
 
 
 def _add(total: UInt8Array, drawn: UInt8Array) -> None:

@@ -332,13 +332,16 @@ class REFER:
                 f"{image_id} leads out of the image folder"
             )
         path = self.IMAGE_DIR / name
-        real = os.path.realpath(path)
-        if os.path.commonpath([real, self._real_image_dir]) != self._real_image_dir:
+        may_be_elsewhere = "/" in name or os.path.islink(path)
+        if may_be_elsewhere and not self._is_inside(os.path.realpath(path)):
             raise InputError(
                 f"image {path} is a link out of the image folder: put the picture itself there, "
                 "or name the folder that it is in with --image_root"
             )
         return path
+
+    def _is_inside(self, real_path: str) -> bool:
+        return os.path.commonpath([real_path, self._real_image_dir]) == self._real_image_dir
 
     def _file_name(self, image_id: int) -> str:
         row = None if self._tables is None else self._tables.image_row(image_id)

@@ -258,8 +258,7 @@ class ReferDataset(Dataset[Sample]):
         """`target`, drawn anew."""
         segmentation, height, width, where = self._outline(index)
         size = self.preprocess.img_size
-        rows, columns = nearest(height, size), nearest(width, size)
-        covered = draw_samples(segmentation, height, width, rows, columns, where)
+        covered = draw_samples(segmentation, nearest(height, size), nearest(width, size), where)
         return torch.from_numpy(self._belongs(covered).view(np.uint8))
 
     def mask(self, index: int) -> npt.NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ MAX_BYTES = 1 << 30  # of a file: so many pixels of 64 bits, and some more
 MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, and each may paint the whole picture
 # PIL tries every format it knows by default, some through other programs (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+
+
+# PIL gives the memory of each picture back to the system and asks for it again, which takes a few
+# percent of a sample's time, unless it is told to keep some for the next ones.
+KEPT_PICTURES = 8
+if "PILLOW_BLOCKS_MAX" not in os.environ:
+    Image.core.set_blocks_max(KEPT_PICTURES)
 
 
 def open_rgb(path: str | Path) -> Image.Image:
@@ -43,7 +51,7 @@ def open_rgb(path: str | Path) -> Image.Image:
             data = _read(path)
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 _check_size(picture, path)
-                if picture.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+                if picture.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
                     raise InputError(f"image {path} is a JPEG of more than {MAX_SCANS} scans")
                 return _to_rgb(picture)
     except InputError:
@@ -66,6 +74,13 @@ def _read(path: Path) -> bytes:
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would keep us waiting
         raise InputError(f"image {path} is not a file")
     return path.read_bytes()
+
+
+def _scans(data: bytes) -> int:
+    """Start-of-scan markers, b"\xff\xda", in a JPEG; `bytes.count` takes three times as long."""
+    values = np.frombuffer(data, np.uint8)
+    behind = np.flatnonzero(values[:-1] == 0xFF) + 1
+    return int(np.count_nonzero(values[behind] == 0xDA))
 
 
 def _check_size(picture: Image.Image, path: Path) -> None:

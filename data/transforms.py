@@ -72,13 +72,17 @@ def as_tensor(picture: Image.Image) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-def nearest(size: int, img_size: int) -> npt.NDArray[np.int32]:
-    """Which of `size` pixels PIL's nearest-neighbour resize takes for each of `img_size`: (S,).
+def nearest(size: int, img_size: int) -> npt.NDArray[np.int64]:
+    """Which pixels PIL's nearest-neighbour resize takes, along one axis.
 
     PIL is asked, for its rounding is its own: it resizes a picture of the numbers 0 to size - 1.
+
+    Returns:
+        (size + 1,): how many of the `img_size` pixels are taken from pixels before each.
     """
     numbers = Image.fromarray(np.arange(size, dtype=np.int32)[None])
-    return np.array(numbers.resize((img_size, 1), Image.Resampling.NEAREST))[0]
+    taken = np.array(numbers.resize((img_size, 1), Image.Resampling.NEAREST))[0]
+    return np.concatenate([[0], np.cumsum(np.bincount(taken, minlength=size))])
 
 
 def normalize(image: Tensor) -> Tensor:

@@ -35,18 +35,19 @@ def draw_components(segmentation: Any, height: int, width: int, where: str) -> U
     Raises:
         InputError: nothing to draw, or a component that is not valid.
     """
-    return draw_samples(segmentation, height, width, np.arange(height), np.arange(width), where)
+    return draw_samples(segmentation, np.arange(height + 1), np.arange(width + 1), where)
 
 
 def draw_samples(
-    segmentation: Any, height: int, width: int, rows: Positions, columns: Positions, where: str
+    segmentation: Any, row_at: Positions, column_at: Positions, where: str
 ) -> UInt8Array:
-    """`draw_components`, at some pixels only: [rows][:, columns] of it.
+    """`draw_components`, resized by nearest neighbour.
 
     Args:
-        segmentation, height, width, where: see `draw_components`.
-        rows: (h,) in rising order.
-        columns: (w,) in rising order.
+        segmentation, where: see `draw_components`.
+        row_at: (height + 1,), how many rows of the result are taken from rows before each of
+            the picture's: 0 at first, h at last.
+        column_at: (width + 1,), likewise, w at last.
 
     Returns:
         (h, w) uint8.
@@ -54,28 +55,19 @@ def draw_samples(
     Raises:
         InputError: see `draw_components`.
     """
-    total = np.zeros((len(rows), len(columns)), np.uint8)
-    row_at, column_at = _positions_before(rows, height), _positions_before(columns, width)
-    for counts in _components(segmentation, height, width, where):
+    total = np.zeros((row_at[-1], column_at[-1]), np.uint8)
+    for counts in _components(segmentation, len(row_at) - 1, len(column_at) - 1, where):
         _paint(total, counts, row_at, column_at)
     return total
 
 
-def _positions_before(positions: Positions, size: int) -> Counts:
-    """How many of the positions lie before each of 0 to `size`: (size + 1,)."""
-    before = np.zeros(size + 1, np.int64)
-    np.cumsum(np.bincount(positions, minlength=size), out=before[1:])
-    return before
-
-
-def _paint(total: UInt8Array, counts: Counts, row_at: Counts, column_at: Counts) -> None:
+def _paint(total: UInt8Array, counts: Counts, row_at: Positions, column_at: Positions) -> None:
     """Add a component to `total`.
 
     Args:
-        total: (h, w), of the positions only.
+        total: (h, w).
         counts: run lengths, outside first, column by column.
-        row_at: (height + 1,), how many rows of `total` are before each of the picture's.
-        column_at: (width + 1,), likewise.
+        row_at, column_at: see `draw_samples`.
     """
     height = len(row_at) - 1
     ends = np.cumsum(counts)

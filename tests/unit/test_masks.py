@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data.transforms import Preprocess, nearest
+from data.transforms import nearest
 from refer.masks import _unpack, draw_components, draw_samples, unpack_counts
 
 SIZES = [(1, 1), (1, 9), (9, 1), (7, 5), (48, 64), (64, 48), (61, 97), (120, 30)]
@@ -80,8 +80,7 @@ def test_drawn_at_positions_is_drawn_and_resized(side: int) -> None:
     for segmentation, height, width in random_segmentations(72):
         whole = by_pycocotools(segmentation, height, width).astype(np.uint8)
         resized = Image.fromarray(whole).resize((side, side), Image.Resampling.NEAREST)
-        rows, columns = nearest(height, side), nearest(width, side)
-        found = draw_samples(segmentation, height, width, rows, columns, "mask")
+        found = draw_samples(segmentation, nearest(height, side), nearest(width, side), "mask")
         np.testing.assert_array_equal(found, np.asarray(resized))
 
 
@@ -99,14 +98,7 @@ def test_nearest_is_pils_at_every_size(out: int) -> None:
         numbers = np.arange(size, dtype=np.int32)
         tall = Image.fromarray(numbers[:, None].copy())
         down = np.asarray(tall.resize((1, out), Image.Resampling.NEAREST))[:, 0]
-        np.testing.assert_array_equal(nearest(size, out), down)
-
-
-def test_square_mask_of_a_preprocessor() -> None:
-    rng = np.random.default_rng(1)
-    mask = rng.random((37, 53)) < 0.5
-    rows, columns = nearest(37, 24), nearest(53, 24)
-    np.testing.assert_array_equal(Preprocess(24).mask(mask).numpy(), mask[rows][:, columns])
+        np.testing.assert_array_equal(np.arange(size).repeat(np.diff(nearest(size, out))), down)
 
 
 def test_unpacked_counts() -> None:

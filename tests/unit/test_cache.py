@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from args import parse_test, refer_options
 from bert import load_tokenizer
 from bert.tokenizer import Tokenizer
 from data import cache as cache_module
@@ -340,3 +341,12 @@ def test_ids_beyond_64_bits_are_refused(tmp_path: Path, tokenizer: Tokenizer) ->
     refer = REFER(write_root(tmp_path, instances=instances))
     with pytest.raises(InputError, match="64 bits"):
         ReferDataset(refer, "train", tokenizer, 8)
+
+
+def test_options(tmp_path: Path) -> None:
+    given = ["--resume", "a.pth", "--split", "val", "--refer_data_root", str(tmp_path)]
+    assert refer_options(parse_test(given))["cache"].folder == tmp_path / ".cache"
+    assert refer_options(parse_test([*given, "--data_cache", "off"]))["cache"] is None
+    elsewhere = refer_options(parse_test([*given, "--data_cache", "elsewhere"]))
+    assert elsewhere["cache"].folder == Path("elsewhere")
+    REFER(**elsewhere | {"data_root": write_root(tmp_path)})

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
 
 import utils
 from args import dataset_options, model_options, parse_test, protocol_of, speed_options
@@ -33,18 +32,20 @@ Write = Callable[[engine.Answer], None]
 
 def count(
     model: Segmenter,
-    dataset: Dataset,
+    dataset: ReferDataset | OtherObjectSentences,
     indices: list[int],
     args: argparse.Namespace,
     info: DistInfo,
     answer: Write | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union of the samples ``indices``, shared between the processes."""
-    batches = ShardedBatches(indices, args.batch_size, info.rank, info.world)
-    size = len(dataset)  # type: ignore[arg-type]
+    # Side by side, the sentences about a picture share it.
+    together = dataset.by_picture(indices)
+    batches = ShardedBatches(together, args.batch_size, info.rank, info.world)
+    size = len(dataset)
     counts = engine.evaluate(
         model,
-        build_loader(dataset, batches, args.workers, args.pin_mem),
+        build_loader(dataset, batches, args.workers, args.pin_mem, sharing=True),
         size,
         info.device,
         args.amp,

@@ -171,6 +171,14 @@ class ReferDataset(Dataset[Sample]):
         chosen = [self.records[i] for i in indices]
         return [f"ref {r.ref_id} ({r.file_name}) {r.sentence[:60]!r}" for r in chosen]
 
+    def by_picture(self, indices: Iterable[int]) -> list[int]:
+        """Samples about the same picture side by side, otherwise in their order."""
+        indices = list(indices)
+        first: dict[int, int] = {}
+        for i in indices:
+            first.setdefault(self.records[i].image_id, len(first))
+        return sorted(indices, key=lambda i: first[self.records[i].image_id])
+
     def check_images(self) -> None:
         """Look for every picture of the split, without opening any.
 
@@ -270,6 +278,10 @@ class OtherObjectSentences(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def by_picture(self, indices: Iterable[int]) -> list[int]:
+        """As :meth:`ReferDataset.by_picture`."""
+        return self.dataset.by_picture(indices)
 
     def __getitem__(self, index: int) -> Sample:
         return {**self.dataset[index], **self.dataset.text(self._other[index])}

@@ -14,11 +14,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 import utils
-from args import dataset_options, model_options, parse_test, protocol_of
+from args import dataset_options, model_options, parse_test, protocol_of, speed_options
 from bert import load_tokenizer
 from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
 from data.loaders import ShardedBatches, build_loader, one_expression_per_object
-from lib import checkpoint, engine, predictions
+from lib import checkpoint, engine, predictions, speed
 from lib.metrics import summarise
 from lib.model import Segmenter
 from lib.protocol import Protocol, warning
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = checkpoint.read_file(args.resume)
     model = build_model(args.model, **model_options(args))
     checkpoint.load_model(model, content, args.resume)
-    model.to(info.device)
+    speed.prepare(model.to(info.device), **speed_options(args))
     tokenizer = load_tokenizer(args.bert_tokenizer)
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
     datasets = {

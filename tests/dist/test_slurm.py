@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.same_run import run_differences
-from tests.scripts import REPO, TIMEOUT, Shapes, environment, jsonl, run, torchrun
+from tests.dist.conftest import PROCESSES as NODES
+from tests.dist.conftest import Undisturbed
+from tests.scripts import REPO, TIMEOUT, environment, jsonl
 
 SCRIPT = REPO / "docs/slurm/train.sbatch"
-NODES = 2
 
 # As Slurm's own: a task a node, options before the command, the worst exit code, and a SIGTERM of
 # its own kills the tasks outright.
@@ -97,12 +98,9 @@ def test_the_script_is_sound() -> None:
     assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(words)
 
 
-def test_stopped_by_the_time_limit_and_requeued(
-    cluster: Path, shapes: Shapes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_stopped_by_the_time_limit_and_requeued(cluster: Path, undisturbed: Undisturbed) -> None:
     """Signalled, saved, requeued, finished: equal to the run that nothing stopped."""
-    options = [*shapes.train_options, "--batch-size", "2", "--epochs", "6"]
-    job = submit(cluster, options, restarts=0)
+    job = submit(cluster, undisturbed.options, restarts=0)
     metrics = cluster / "models/lavt/metrics.jsonl"
     deadline = time.monotonic() + TIMEOUT
     while not (metrics.is_file() and metrics.stat().st_size) and job.poll() is None:
@@ -114,17 +112,12 @@ def test_stopped_by_the_time_limit_and_requeued(
     assert code != 0, output
     assert (cluster / "requeued").read_text().split() == [str(os.getpid())], output
     assert (cluster / "checkpoints/model_last_lavt.pth").is_file()
-    total = 6 * max(r["step"] for r in jsonl(metrics) if r["epoch"] == 0)
-    assert jsonl(metrics)[-1]["step"] < total
+    assert jsonl(metrics)[-1]["step"] < undisturbed.steps
 
-    again = submit(cluster, options, restarts=1)
+    again = submit(cluster, undisturbed.options, restarts=1)
     assert again.wait(timeout=TIMEOUT) == 0, (cluster / "job.txt").read_text()
     assert len((cluster / "requeued").read_text().split()) == 1
-
-    whole = tmp_path_factory.mktemp("whole")
-    done = run(whole, "train.py", *options, launcher=torchrun(NODES))
-    assert done.returncode == 0, done.stderr
-    assert run_differences(whole, cluster) == []
+    assert run_differences(undisturbed.folder, cluster) == []
 
 
 def test_a_failure_is_not_requeued(cluster: Path) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.same_run import run_differences
-from tests.scripts import REPO, TIMEOUT, Shapes, environment, run, torchrun
+from tests.dist.conftest import Undisturbed
+from tests.scripts import REPO, TIMEOUT, environment
 
 # Private to the two namespaces, so the same for any number of test runs at once.
 ADDRESS = "10.77.0.{}"
@@ -109,19 +110,13 @@ def machines() -> Iterator[tuple[Machine, Machine]]:
 
 
 def test_two_machines_give_what_one_gives(
-    machines: tuple[Machine, Machine], shapes: Shapes, tmp_path: Path
+    machines: tuple[Machine, Machine], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """Same weights, optimizer, best score and metrics lines as two processes of one machine."""
-    options = [*shapes.train_options, "--batch-size", "2", "--epochs", "2"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    jobs = [machine.start(two, "train.py", *options) for machine in machines]
+    jobs = [machine.start(tmp_path, "train.py", *undisturbed.options) for machine in machines]
     codes = [job.wait(timeout=TIMEOUT) for job in jobs]
-    output = "".join(path.read_text() for path in sorted(two.glob("machine*.txt")))
+    output = "".join(path.read_text() for path in sorted(tmp_path.glob("machine*.txt")))
     assert codes == [0, 0], output
     assert "world=2" in output
     assert all(machine.received() > WEIGHTS for machine in machines)
-    done = run(one, "train.py", *options, launcher=torchrun(2))
-    assert done.returncode == 0, done.stderr
-    assert run_differences(one, two) == []
+    assert run_differences(undisturbed.folder, tmp_path) == []

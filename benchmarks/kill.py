@@ -45,6 +45,8 @@ STEPS = 5  # of an epoch, with this data and batch size
 SAVE_EVERY = 2
 BATCH = 4  # of all processes
 POLL = 0.0005  # seconds
+# Of every ten kills, so that even a few meet a save.
+KINDS = ["writing", "step"] * 3 + ["writing", "renamed", "step", "start-up"]
 PATIENCE = 300.0  # seconds without the moment that was waited for
 
 
@@ -172,17 +174,25 @@ class Watch:
         self.metrics = folder / "models" / MODEL_ID / "metrics.jsonl"
         # Left by earlier kills; what is being written now looks different.
         self.old_partial, self.old_last = _stamp(self.partial), _stamp(self.files.last)
-        self.old_metrics = _stamp(self.metrics)
+        self.old_metrics, self.old_states = _stamp(self.metrics), self._states()
 
-    def writing(self) -> bool:
+    def saving(self) -> bool:
         """Whether a state is being written."""
         return _stamp(self.partial) not in (None, self.old_partial)
 
     def renamed(self) -> bool:
         """Whether a new state has appeared since the last time this was asked."""
-        now = _stamp(self.files.last)
-        before, self.old_last = self.old_last, now
-        return now != before
+        before, self.old_last = self.old_last, _stamp(self.files.last)
+        return self.old_last != before
+
+    def touched(self) -> bool:
+        """Whether anything among the states is another since the last time this was asked."""
+        before, self.old_states = self.old_states, self._states()
+        return self.old_states != before
+
+    def _states(self) -> dict[str, tuple[int, int, int] | None]:
+        folder = self.files.last.parent
+        return {p.name: _stamp(p) for p in folder.iterdir()} if folder.is_dir() else {}
 
     def last_record(self) -> dict[str, Any]:
         """The newest whole line of the metrics; {} before the run has touched them."""
@@ -194,7 +204,7 @@ class Watch:
     def during(self) -> str:
         """What a run that was just killed was doing."""
         record = self.last_record()
-        if self.writing():
+        if self.saving():
             return "saving"
         if not record:
             return "start-up"
@@ -229,16 +239,16 @@ def wait_for(aim: Aim, job: Job, watch: Watch, pace: Pace) -> bool:
         if watch.last_record().get("step", 0) >= aim.step:
             break
         _breathe(deadline)
-    if aim.kind == "renamed":
-        watch.renamed()
+    arrived, length = {
+        "step": (lambda: True, pace.interval),
+        # Any change, not that of a certain file: how states are written is on trial.
+        "writing": (watch.touched, pace.save),
+        "renamed": (watch.renamed, 0.0),
+    }[aim.kind]
+    arrived()  # from now on
     while not job.ended():
-        if aim.kind == "step":
-            time.sleep(pace.interval * aim.delay)
-            return not job.ended()
-        if aim.kind == "writing" and watch.writing():
-            time.sleep(pace.save * aim.delay)
-            return not job.ended()
-        if aim.kind == "renamed" and watch.renamed():
+        if arrived():
+            time.sleep(length * aim.delay)
             return not job.ended()
         _breathe(deadline)
     return False
@@ -252,8 +262,8 @@ def _breathe(deadline: float) -> None:
 
 def plan(kills: int, steps: int, rng: random.Random) -> list[Aim]:
     """Moments in the order in which the run comes to them; half of them while it saves."""
-    kinds = ["start-up", "step", "writing", "renamed"]
-    drawn = rng.choices(kinds, weights=[1, 4, 4, 1], k=kills)
+    drawn = [KINDS[i % len(KINDS)] for i in range(kills)]
+    rng.shuffle(drawn)
     at = sorted(rng.randrange(steps - SAVE_EVERY) for _ in range(kills))
     return [Aim(kind, step, rng.random()) for kind, step in zip(drawn, at, strict=True)]
 
@@ -290,7 +300,7 @@ def undisturbed(argv: Sequence[str], folder: Path, world: int) -> Pace:
         child = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
         while child.poll() is None:
             now = time.monotonic()
-            saving += (now - mark) * watch.writing()
+            saving += (now - mark) * watch.saving()
             states += watch.renamed()
             started = started or (now if watch.last_record() else 0.0)
             mark = now

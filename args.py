@@ -15,6 +15,7 @@ from lib.lavt import parse_heads
 from lib.losses import LOSSES
 from lib.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
 from lib.segmentation import MODELS
+from lib.variants import CHOICES, Variant
 
 DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
 
@@ -56,6 +57,7 @@ def common_parser(description: str) -> Parser:
         action="store_true",
         help="accepted for the published command lines; a pooler is handled either way",
     )
+    _add_variants(p)
     data = p.add_argument_group("data")
     data.add_argument("--dataset", default="refcoco", choices=DATASETS)
     data.add_argument("--splitBy", default="unc", help="unc; umd or google for refcocog")
@@ -77,7 +79,11 @@ def common_parser(description: str) -> Parser:
     run = p.add_argument_group("run")
     run.add_argument("--model_id", default="lavt", help="names the run: ./models/<model_id>/")
     run.add_argument("--output-dir", default="./checkpoints/", help="where checkpoints go")
-    run.add_argument("--resume", default="", help="checkpoint: train continues, test loads")
+    run.add_argument(
+        "--resume",
+        default="",
+        help="checkpoint: train continues (auto: from its newest), test loads",
+    )
     run.add_argument("--device", default="cuda:0", help="the CPU is used where there is no CUDA")
     run.add_argument("--print-freq", type=int, default=10, help="steps between log lines")
     run.add_argument("--amp", default="off", choices=AMP, help="mixed precision")
@@ -90,6 +96,31 @@ def common_parser(description: str) -> Parser:
     train.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-2)
     train.add_argument("--amsgrad", action="store_true")
     return p
+
+
+def _add_variants(p: Parser) -> None:
+    """Options for :class:`lib.variants.Variant`."""
+    g = p.add_argument_group("ablations (lavt, lavt_one)", "the defaults are the published network")
+    helps = {
+        "lang_path": "off: V' = V, fused features go to the decoder only",
+        "gate": "activation of the language gate; none: no activation, off: V' = V + F",
+        "fusion": "PWAM, or the sentence's mean word joined to every pixel alike",
+        "pwam_attention": "weights of the words: they compete, or each alone",
+        "pwam_combine": "pixels with the words they gathered; words: these alone",
+        "pwam_norm": "norm of PWAM's queries and of the gathered words",
+        "decoder_features": "F: before the gate, V: V' = V + gate(F) * F",
+    }
+    for name, text in helps.items():
+        g.add_argument(f"--{name}", choices=CHOICES[name], default=CHOICES[name][0], help=text)
+
+
+def variant(args: argparse.Namespace) -> Variant:
+    """The ablation that the options ask for.
+
+    Raises:
+        InputError: options that have no meaning together.
+    """
+    return Variant(**{name: getattr(args, name) for name in CHOICES})
 
 
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -132,12 +163,80 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="stop after N epochs",
     )
+    g.add_argument(
+        "--save-every",
+        default="",
+        metavar="N|Nm",
+        help="save the state every N steps, or N minutes, besides after each epoch",
+    )
+    g.add_argument(
+        "--save_error",
+        choices=("stop", "continue"),
+        default="stop",
+        help="where a state cannot be written (full disk): stop, or train on and try again",
+    )
+    g.add_argument(
+        "--nonfinite",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a loss or gradient that is no number: stop, or leave out that step",
+    )
+    g.add_argument(
+        "--clip_grad", type=float, default=0.0, metavar="NORM", help="clip gradients (0: do not)"
+    )
+    g.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="batches that make one step"
+    )
+    g.add_argument(
+        "--fused_adamw",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="AdamW in one kernel (auto: on a GPU, where its steps then wait for nothing)",
+    )
+    g.add_argument("--deterministic", action="store_true", help="the same bits in every run")
+    g.add_argument(
+        "--tensorboard", action="store_true", help="also write models/<model_id>/tensorboard/"
+    )
     g.add_argument("--text_from_scratch", action="store_true", help="load no BERT weights")
     args = p.parse_args(argv)
+    args.save_steps, args.save_minutes = _save_every(args.save_every)
     _check(args)
     if "window12" in Path(args.pretrained_swin_weights).name:
         args.window = 12
     return args
+
+
+def _save_every(text: str) -> tuple[int, float]:
+    """Steps and minutes of ``--save-every``; 0 is never."""
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)m", text)
+    if text and (not match or not float(text.removesuffix("m"))):
+        raise InputError(f"--save-every {text}: give steps, like 500, or minutes, like 10m")
+    return (int(match[1] or 0), float(match[2] or 0)) if match else (0, 0.0)
+
+
+# What may differ in a run that is continued without its numbers becoming others.
+FREE_TO_CHANGE = """
+    resume device workers pin_mem print_freq output_dir local_rank refer_data_root
+    image_root bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
+    save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
+    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw
+"""
+
+
+def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
+    """What a continued run's options were, where they differ and matter.
+
+    Args:
+        before: the ``args`` of the checkpoint: a dictionary, or the release's Namespace.
+        now: of this run.
+    """
+    old = before if isinstance(before, dict) else vars(before) if before else {}
+    new = vars(now)
+    return [
+        f"--{name} {old[name]}, not {new[name]}"
+        for name in sorted((old.keys() & new.keys()) - set(FREE_TO_CHANGE.split()))
+        if old[name] != new[name]
+    ]
 
 
 def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -177,9 +276,17 @@ def _check(args: argparse.Namespace) -> None:
             setattr(args, name, getattr(entry, name))
     args.max_tokens = entry.max_tokens
     args.window = 12 if args.window12 else 7
-    positive = ("batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every")
-    not_negative = ("workers", "weight_decay", "ape", "seed", "lang_layers", "stop_after")
-    for name in positive + not_negative:
+    positive = ["batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every", "accumulate"]
+    not_negative = [
+        "workers",
+        "weight_decay",
+        "ape",
+        "seed",
+        "lang_layers",
+        "stop_after",
+        "clip_grad",
+    ]
+    for name in (*positive, *not_negative):
         value = getattr(args, name, None)
         low = 0 if name in not_negative else None
         if value is not None and (value < 0 if low == 0 else value <= 0):
@@ -188,6 +295,7 @@ def _check(args: argparse.Namespace) -> None:
         if not 0 <= getattr(args, name, 0.0) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: must be in [0, 1)")
     parse_heads(args.mha)
+    variant(args)
     if not re.fullmatch(r"[\w.+-]+", args.model_id) or set(args.model_id) == {"."}:
         raise InputError(
             f"--model_id '{args.model_id}': it names files; use letters, digits, . _ + -"
@@ -206,6 +314,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "drop_path": getattr(args, "drop_path", 0.0),
         "ape_grid": args.ape,
         "text_dropout": dropout,
+        "variant": variant(args),
     }
 
 

@@ -8,12 +8,15 @@ import logging
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,6 +51,123 @@ class DistInfo:
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
+
+
+REQUEUE = 75  # exit code of a run that was asked to stop and can go on: EX_TEMPFAIL
+AT_ONCE_AFTER = 2.0  # seconds after which a second Ctrl-C is an impatient one, not an echo
+
+
+class Stopped(Exception):
+    """Somebody asked this run to stop, and what it had was saved."""
+
+
+class StopSignals:
+    """SIGTERM, SIGINT and SIGUSR1 ask a run to stop: at once, or where it says that it can.
+
+    Schedulers send them before they take a machine away.
+
+    Attributes:
+        name: the signal that came, '' as long as none did.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._deferred = False
+        self._came_at = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._answer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _answer(self, number: int, frame: FrameType | None) -> None:
+        again, now = bool(self.name), time.monotonic()
+        if not again:
+            self.name, self._came_at = signal.Signals(number).name, now
+        impatient = again and number == signal.SIGINT and now - self._came_at > AT_ONCE_AFTER
+        if not self._deferred:
+            raise Stopped(f"stopped by {self.name}")
+        if impatient:
+            raise KeyboardInterrupt
+        if not again and int(os.environ.get("RANK", 0)) == 0:
+            os.write(2, f"{self.name}: stopping after this step\n".encode())
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Work that is not to be cut short: a signal waits, and :attr:`name` tells of it."""
+        before, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A part of :meth:`deferred` work that may be cut short, at any moment.
+
+        Raises:
+            Stopped: a signal came, or had come before.
+        """
+        self._deferred = False
+        try:
+            if self.name:
+                raise Stopped(f"stopped by {self.name}")
+            yield
+        finally:
+            self._deferred = True
+
+
+class Votes:
+    """Lets processes decide together, each step, without waiting for each other.
+
+    A vote is counted while the next step is computed, so it decides one step later. Once any
+    process votes for something all get it, at the same step.
+
+    Args:
+        info: this process.
+        matters: how many different things are voted on.
+    """
+
+    def __init__(self, info: DistInfo, matters: int) -> None:
+        self.world = info.world
+        self.matters = matters
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def cast(self, *votes: bool) -> list[bool]:
+        """Cast this step's votes and return the decisions of the step before."""
+        if self.world == 1:
+            return list(votes)
+        decided = self.decided()
+        votes_cast = torch.tensor(votes, dtype=torch.int32)
+        work = dist.all_reduce(votes_cast, dist.ReduceOp.MAX, group=_control, async_op=True)
+        self._pending = (work, votes_cast)
+        return decided
+
+    def decided(self) -> list[bool]:
+        """Wait for the votes that are still being counted."""
+        if self._pending is None:
+            return [False] * self.matters
+        work, counted = self._pending
+        work.wait()
+        self._pending = None
+        return counted.bool().tolist()
+
+    def now(self, *votes: bool) -> list[bool]:
+        """Vote and wait for the others."""
+        if self.world == 1:
+            return list(votes)
+        before = self.decided()
+        self.cast(*votes)
+        return [a or b for a, b in zip(before, self.decided(), strict=True)]
+
+
+# Of small talk between the processes, over the CPU, beside the gradients'.
+_control: Any = None
 
 
 def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
@@ -85,7 +205,9 @@ def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
         chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)
     if world > 1:
+        global _control
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        _control = dist.new_group(backend="gloo")
     return DistInfo(rank, local, world, chosen)
 
 
@@ -96,10 +218,47 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
+def all_true(x: Tensor) -> Tensor:
+    """Whether a scalar bool is true on every process; nothing here waits for a GPU."""
+    if not dist.is_initialized():
+        return x
+    count = x.to(torch.int32)
+    dist.all_reduce(count, dist.ReduceOp.MIN)
+    return count.bool()
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def gather(mine: T) -> list[T]:
+    """Bring a picklable object of every process to the main one, in the order of ranks.
+
+    Returns:
+        All of them on the main process, this process' own alone elsewhere.
+    """
+    if not dist.is_initialized():
+        return [mine]
+    main = dist.get_rank() == 0
+    everyone: list[Any] | None = [None] * dist.get_world_size() if main else None
+    dist.gather_object(mine, everyone, dst=0, group=_control)
+    return everyone if everyone is not None else [mine]
+
+
+def from_main(value: T) -> T:
+    """The main process' value, on every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_control)
+    return box[0]
+
+
+def restarts() -> int:
+    """How often torchrun has started these processes again after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def average_buffers(model: nn.Module) -> None:
@@ -123,6 +282,26 @@ def seed_everything(*parts: int) -> None:
     torch.manual_seed(seed)
 
 
+def rng_state(device: torch.device) -> list[Tensor]:
+    """Where torch's generators stand: the CPU's and, on a GPU, its own."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_rng_state(states: Sequence[Tensor], device: torch.device) -> None:
+    """Go on drawing from :func:`rng_state`."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def make_deterministic() -> None:
+    """Have torch compute the same bits in every run, at some cost in speed on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at CUDA's first use
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def setup_logging(folder: Path | None, rank: int) -> None:
     """Log to the terminal and, where ``folder`` is given, to ``folder/log.txt``; rank 0 only.
 
@@ -134,9 +313,16 @@ def setup_logging(folder: Path | None, rank: int) -> None:
     log.addHandler(_TqdmHandler())
     if folder is not None and rank == 0:
         make_folder(folder)
-        to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        to_file = _LogFile(folder / "log.txt", encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(to_file)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that a full disk cuts short, and no more than that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Keep quiet: the line was printed to the terminal."""
 
 
 class _TqdmHandler(logging.Handler):
@@ -183,24 +369,26 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
         raise InputError(f"cannot write {path}: {e.strerror}") from e
 
 
-def start_jsonl(path: Path, last_step: int) -> None:
-    """Make a run's metrics file ready: a resumed run goes on, a fresh one starts a new file.
+def set_aside(path: Path) -> None:
+    """Rename an older run's file, if there is one, so that a fresh run does not write over it."""
+    if path.is_file():
+        number = sum(1 for _ in path.parent.glob(f"{path.stem}.*{path.suffix}")) + 1
+        path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+
+
+def trim_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines of a resumed run's file that it will write again, and one cut off by a crash.
 
     Args:
-        path: of the file, which may exist.
-        last_step: the step that the run continues after, 0 for a fresh run. Lines of later steps,
-            which will be written again, are dropped; a fresh run sets an older file aside.
+        path: of the file, which need not exist.
+        keep: whether a record stays.
     """
     if not path.is_file():
         return
-    if last_step == 0:
-        number = sum(1 for _ in path.parent.glob(f"{path.stem}.*{path.suffix}")) + 1
-        path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
-        return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError, TypeError):  # a line cut off by a crash
-            if json.loads(line)["step"] <= last_step:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            if keep(json.loads(line)):
                 kept.append(line + "\n")
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(kept), encoding="utf-8")
@@ -208,12 +396,46 @@ def start_jsonl(path: Path, last_step: int) -> None:
 
 
 def append_jsonl(record: dict[str, Any], path: Path) -> None:
-    """Add a line to a JSON-lines file; a non-finite number becomes null."""
+    """Add a line to a JSON-lines file; a non-finite number becomes null.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     clean = {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
     }
-    with open(path, "a", encoding="utf-8") as f:
-        f.write(json.dumps(clean) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(clean) + "\n")
+    except OSError as e:
+        raise InputError(f"cannot write {path}: {e.strerror}; free some space") from e
+
+
+def open_board(folder: Path, done: int) -> Any:
+    """TensorBoard's writer of a run that has ``done`` steps behind it.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise InputError(
+            "--tensorboard needs a package: pip install -r requirements-tools.txt"
+        ) from e
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+
+
+def add_scalars(board: Any, record: dict[str, Any]) -> None:
+    """Show the numbers of a metrics record in TensorBoard, at the record's step."""
+    group = "train" if record["kind"] == "step" else "epoch"
+    numbers = {f"{group}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
+    for name in ("oIoU", "mIoU"):
+        numbers[f"val/{name}"] = record.get("val", {}).get(name)
+    for name, value in numbers.items():
+        if isinstance(value, (int, float)):
+            board.add_scalar(name, value, record["step"])
+    board.flush()
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -267,6 +489,10 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> None:
         code = 0
     except InputError as e:
         print(who + str(e), file=sys.stderr)
+    except Stopped as e:
+        if not rank:
+            print(f"{e}; exit code {REQUEUE}", file=sys.stderr)
+        code = REQUEUE
     except KeyboardInterrupt:
         print(who + "interrupted", file=sys.stderr)
         code = 130

@@ -269,6 +269,7 @@ def run_training(dtype: torch.dtype, steps: int = 3) -> Training:
         "input_ids": ids,
         "attention_mask": mask,
         "target": target,
+        "index": torch.arange(len(target)),
     }
     sizes = {release_name(k): v.numel() for k, v in model.state_dict().items()}
     out = Training([], [], {}, {}, {}, sizes)

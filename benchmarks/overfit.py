@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         order = rng.permutation(len(data))[: len(data) // args.batch_size * args.batch_size]
         loader = build_loader(data, ShardedBatches(order.tolist(), args.batch_size))
         for done in engine.train_steps(
-            objective, loader, optimizer, scheduler, info.device, args.amp
+            objective, loader, optimizer, scheduler, info.device, engine.StepOptions(args.amp)
         ):
             losses.append(done.loss)
             step += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os.path
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -135,6 +136,11 @@ class ReferDataset(Dataset[Sample]):
         """
         covered = self.refer.getMask(self.refer.Refs[self.records[index].ref_id])["mask"]
         return covered > 0 if self.union_masks else covered == 1
+
+    def name_samples(self, indices: Iterable[int]) -> list[str]:
+        """Samples in words, for messages: reference, picture and sentence."""
+        chosen = [self.records[i] for i in indices]
+        return [f"ref {r.ref_id} ({r.file_name}) {r.sentence[:60]!r}" for r in chosen]
 
     def check_images(self) -> None:
         """Look for every picture of the split, without opening any.

@@ -6,6 +6,7 @@ the number of workers nor an interruption changes what is trained on.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lib.errors import InputError
+
+GRACE = 120  # seconds that a worker stays for its main process to finish and save
 
 
 class RandomExpressionSampler(Sampler[list[int]]):
@@ -28,9 +31,10 @@ class RandomExpressionSampler(Sampler[list[int]]):
         seed: of the run.
         rank: of this process.
         world: number of processes.
+        accumulate: the number of batches is a multiple of this, the batches of a step.
 
     Raises:
-        InputError: too few objects for one batch.
+        InputError: too few objects for one step.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class RandomExpressionSampler(Sampler[list[int]]):
         seed: int,
         rank: int = 0,
         world: int = 1,
+        accumulate: int = 1,
     ) -> None:
         _check_shares(batch_size, rank, world)
         self.samples_of_ref = samples_of_ref
@@ -49,12 +54,14 @@ class RandomExpressionSampler(Sampler[list[int]]):
         self.world = world
         self.epoch = 0
         self.skip = 0
-        self.batches = len(samples_of_ref) // world // batch_size
+        step = world * batch_size * accumulate
+        self.batches = len(samples_of_ref) // step * accumulate
         if not self.batches:
             processes = f"{world} processes x " if world > 1 else ""
+            times = f" x --accumulate {accumulate}" if accumulate > 1 else ""
             raise InputError(
                 f"too few samples for one batch: {len(samples_of_ref)} objects to train on, "
-                f"{processes}--batch-size {batch_size} needs {world * batch_size}; "
+                f"{processes}--batch-size {batch_size}{times} needs {step}; "
                 f"lower --batch-size{' or use fewer processes' if world > 1 else ''}"
             )
 
@@ -157,10 +164,22 @@ def build_loader(
         num_workers=workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_the_main_process,
         # Starting an epoch draws a seed for the workers. Without a generator of its own the
         # loader would draw it from the model's, and shift the dropout of a resumed run.
         generator=torch.Generator(),
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Outlive a signal sent to the whole job, which the main process answers in good order.
+
+    A worker that died of it would end the main process in the middle of its step.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # The main process ends its workers by other means, or by this, when those fail.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def _check_shares(batch_size: int, rank: int, world: int) -> None:

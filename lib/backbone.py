@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.config import SwinSize
-from lib.fusion import PWAM, LanguageGate
 from lib.swin import PatchEmbed, PatchMerging, drop_path_rates, swin_blocks
+from lib.variants import PUBLISHED, Variant
 
 
 class MultiModalStage(nn.Module):
@@ -22,7 +22,8 @@ class MultiModalStage(nn.Module):
         lang_dim: channels of the words.
         fusion_heads, fusion_drop: of the PWAM.
         last: the last stage has no successor: no merging, and its gate (kept because the
-            published weights hold it) is not computed.
+            published weights hold it) is not computed, unless the decoder sees what it gates.
+        variant: the form of fusion and gate.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class MultiModalStage(nn.Module):
         fusion_heads: int = 1,
         fusion_drop: float = 0.0,
         last: bool = False,
+        variant: Variant = PUBLISHED,
     ) -> None:
         super().__init__()
+        self.decode_gated = variant.decoder_features == "V"
         self.blocks = swin_blocks(dim, depth, num_heads, window_size, drop_paths)
-        self.fusion = PWAM(dim, lang_dim, fusion_heads, fusion_drop)
-        self.res_gate = LanguageGate(dim)
+        self.fusion = variant.build_fusion(dim, lang_dim, fusion_heads, fusion_drop)
+        self.res_gate = variant.build_gate(dim)
         self.downsample = None if last else PatchMerging(dim)
 
     def forward(self, x: Tensor, lang: Tensor, lang_mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -52,16 +55,19 @@ class MultiModalStage(nn.Module):
             lang_mask: (B, N_l), 1 = real token.
 
         Returns:
-            Fused features F for the decoder, (B, H, W, C), and the input of the next stage,
-            (B, ceil(H/2), ceil(W/2), 2C), None after the last stage.
+            Features for the decoder (F, or V' in a variant), (B, H, W, C), and the input of the
+            next stage, (B, ceil(H/2), ceil(W/2), 2C), None after the last stage.
         """
         for block in self.blocks:
             x = block(x)
         vis = x.flatten(1, 2)  # (B, HW, C)
         fused = self.fusion(vis, lang, lang_mask).view_as(x)
-        if self.downsample is None:
+        if self.downsample is None and not self.decode_gated:
             return fused, None
-        return fused, self.downsample(x + self.res_gate(fused) * fused)
+        if self.res_gate is not None:
+            x = x + self.res_gate(fused) * fused  # V'
+        shown = x if self.decode_gated else fused
+        return shown, None if self.downsample is None else self.downsample(x)
 
 
 class MultiModalSwin(nn.Module):
@@ -76,6 +82,7 @@ class MultiModalSwin(nn.Module):
         drop_path: rate of the last block; the others grow linearly from 0.
         ape_grid: side of the grid of an absolute position embedding, added after the patch
             embedding and resized to the picture; 0 (published) for none.
+        variant: the form of fusion and gate.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class MultiModalSwin(nn.Module):
         fusion_drop: float = 0.0,
         drop_path: float = 0.3,
         ape_grid: int = 0,
+        variant: Variant = PUBLISHED,
     ) -> None:
         super().__init__()
         self.stage_dims = size.stage_dims
@@ -106,6 +114,7 @@ class MultiModalSwin(nn.Module):
                 fusion_heads[i],
                 fusion_drop,
                 last=i == last,
+                variant=variant,
             )
             for i in range(len(size.depths))
         )

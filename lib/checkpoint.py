@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor
 from lib.config import SWIN_SIZES
 from lib.errors import InputError
 from lib.model import Segmenter, State
+from lib.variants import trained_with, variant_of_names
 
 BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
 TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
+TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # what weights alone lack
 
 
 def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
@@ -37,6 +40,7 @@ def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[s
         raise InputError(f"no checkpoint at {path}: give an existing file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    _check_sums(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location=map_location, weights_only=True)
@@ -52,6 +56,25 @@ def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[s
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the CRC-32 that a checkpoint holds of each of its parts; torch itself does not.
+
+    Raises:
+        InputError: a part is not what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # of the format before torch 1.6, which has no sums
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise InputError(f"{path} is compressed, which no PyTorch checkpoint is")
+            damaged = archive.testzip()
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as e:
+        raise InputError(f"{path} is damaged ({e}): get it again") from e
+    if damaged:
+        raise InputError(f"{path} is damaged (checksum of {damaged}): get it again")
 
 
 def _read_safetensors(path: Path) -> State:
@@ -79,21 +102,40 @@ def write_file(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the file cannot be written; what stood there before is untouched.
     """
+    partial = write_partial(content, path)
+    try:
+        os.replace(partial, path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {e.strerror}") from e
+
+
+def write_partial(content: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write what is to become the file ``path``, whole and on the disk, beside it.
+
+    Returns:
+        The temporary file, to be renamed.
+
+    Raises:
+        InputError: it cannot be written; nothing of it is left.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as f:
+        # One that a killed process left may be a second name of a good file: not to be written to.
+        partial.unlink(missing_ok=True)
+        with open(partial, "xb") as f:
             torch.save(content, f)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             partial.unlink()
         raise InputError(
             f"cannot write {path} ({e}): free some space or change --output-dir"
         ) from e
+    return partial
 
 
 def flat_state(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
@@ -132,14 +174,18 @@ def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLik
         path: where it came from, for messages.
 
     Raises:
-        InputError: a name or shape differs; the message says which options would fit.
+        InputError: a name or shape differs, or the checkpoint was trained with other options that
+            neither tells; the message says which would fit.
     """
     state = model.from_published(flat_state(content, path))
     own = model.state_dict()
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
-    if wrong or missing or extra:
-        asked, held = describe(own), describe(state)
+    trained = trained_with(content.get("args"), model.variant)
+    asked_for = {name: model.variant[name] for name in trained}
+    if wrong or missing or extra or trained != asked_for:
+        asked = describe(own) | variant_of_names(own) | asked_for
+        held = describe(state) | variant_of_names(state) | trained
         if held["text_width"] is None:
             raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
         differ = [k for k in held if held[k] != asked[k]]
@@ -159,19 +205,22 @@ def load_training(
     path: str | os.PathLike[str],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Continue optimizer and schedule from a checkpoint.
+    """Continue optimizer, schedule and, where it has one, the loss' scaler from a checkpoint.
 
     Raises:
         InputError: it holds weights only, or its optimizer's groups are of other parameters.
     """
-    missing = [k for k in ("optimizer", "lr_scheduler", "epoch") if k not in content]
+    missing = [k for k in TRAINING_STATE if k not in content]
     if missing:
         raise InputError(f"{path} holds no {missing[0]}: it can be tested, not resumed")
     try:
         optimizer.load_state_dict(content["optimizer"])
         scheduler.load_state_dict(content["lr_scheduler"])
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        if scaler is not None and "scaler" in content:
+            scaler.load_state_dict(content["scaler"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
         raise InputError(
             f"the training state in {path} does not fit ({e}): resume with the options "
             "(--model, --swin_type, --lang_layers) that the run was started with"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,6 +51,39 @@ class TokenInstanceNorm(nn.Module):
         return centred * (variance + self.eps).rsqrt()
 
 
+class TokenNorm(nn.Module):
+    """A norm of PyTorch's that takes (N, C), over the tokens (B, T, C).
+
+    The attribute's name keeps its weights among those that are not decayed.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.norm(x.flatten(0, 1)).view_as(x)
+
+
+# What an ablation may put in PWAM; the first of each is the published form.
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "instance": lambda dim: TokenInstanceNorm(),
+    "none": lambda dim: nn.Identity(),
+    "layer": lambda dim: TokenNorm(nn.LayerNorm(dim)),
+    "batch": lambda dim: TokenNorm(nn.BatchNorm1d(dim)),
+}
+ATTENTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.softmax(dim=-1),
+    "sigmoid": torch.sigmoid,
+}
+COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mul": torch.mul,
+    "add": torch.add,
+    "words": lambda vis, words: words,
+}
+
+
 class PixelWordAttention(nn.Module):
     """Each pixel gathers the words that speak of it (LAVT, Eq. 1-4).
 
@@ -56,20 +91,30 @@ class PixelWordAttention(nn.Module):
         vis_dim: channels C of the visual tokens; also the width of keys, values and output.
         lang_dim: channels of the words.
         num_heads: attention heads.
+        attention: a key of :data:`ATTENTIONS`, from logits to weights.
+        norm: a key of :data:`NORMS`, of queries and output.
     """
 
-    def __init__(self, vis_dim: int, lang_dim: int, num_heads: int = 1) -> None:
+    def __init__(
+        self,
+        vis_dim: int,
+        lang_dim: int,
+        num_heads: int = 1,
+        attention: str = "softmax",
+        norm: str = "instance",
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.weigh = ATTENTIONS[attention]
         # Scale by C, not by C / heads: released weights expect it.
         self.scale = vis_dim**-0.5
         self.f_key = nn.Sequential(TokenConv1d(lang_dim, vis_dim))
-        self.f_query = nn.Sequential(TokenConv1d(vis_dim, vis_dim), TokenInstanceNorm())
+        self.f_query = nn.Sequential(TokenConv1d(vis_dim, vis_dim), NORMS[norm](vis_dim))
         self.f_value = nn.Sequential(TokenConv1d(lang_dim, vis_dim))
-        self.W = nn.Sequential(TokenConv1d(vis_dim, vis_dim), TokenInstanceNorm())
+        self.W = nn.Sequential(TokenConv1d(vis_dim, vis_dim), NORMS[norm](vis_dim))
 
     def attention(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
-        """Weights of the words for each pixel, (B, heads, HW, N_l), summing to 1 over words.
+        """Weights of the words for each pixel, (B, heads, HW, N_l); of softmax they sum to 1.
 
         Args:
             vis: (B, HW, C).
@@ -79,7 +124,7 @@ class PixelWordAttention(nn.Module):
         query = split_heads(self.f_query(vis), self.num_heads)
         key = split_heads(self.f_key(lang) * lang_mask[..., None].to(vis.dtype), self.num_heads)
         logits = query @ key.transpose(-2, -1) * self.scale
-        return (logits + word_bias(lang_mask, vis.dtype)).softmax(dim=-1)
+        return self.weigh(logits + word_bias(lang_mask, vis.dtype))
 
     def forward(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
         """Language features of each pixel, (B, HW, C); arguments as in :meth:`attention`."""
@@ -97,16 +142,28 @@ class PWAM(nn.Module):
         lang_dim: channels of the words.
         num_heads: heads of the attention.
         dropout: dropout after each projection.
+        attention, norm: of :class:`PixelWordAttention`.
+        combine: a key of :data:`COMBINE`, joining pixels and attended words.
     """
 
     def __init__(
-        self, vis_dim: int, lang_dim: int, num_heads: int = 1, dropout: float = 0.0
+        self,
+        vis_dim: int,
+        lang_dim: int,
+        num_heads: int = 1,
+        dropout: float = 0.0,
+        attention: str = "softmax",
+        combine: str = "mul",
+        norm: str = "instance",
     ) -> None:
         super().__init__()
-        self.vis_project = nn.Sequential(
-            TokenConv1d(vis_dim, vis_dim), nn.GELU(), nn.Dropout(dropout)
-        )
-        self.image_lang_att = PixelWordAttention(vis_dim, lang_dim, num_heads)
+        self.combine = COMBINE[combine]
+        self.vis_project: nn.Module = nn.Identity()
+        if combine != "words":  # where its result is used
+            self.vis_project = nn.Sequential(
+                TokenConv1d(vis_dim, vis_dim), nn.GELU(), nn.Dropout(dropout)
+            )
+        self.image_lang_att = PixelWordAttention(vis_dim, lang_dim, num_heads, attention, norm)
         self.project_mm = nn.Sequential(
             TokenConv1d(vis_dim, vis_dim), nn.GELU(), nn.Dropout(dropout)
         )
@@ -123,19 +180,23 @@ class PWAM(nn.Module):
             (B, HW, C) multi-modal features F.
         """
         words = self.image_lang_att(vis, lang, lang_mask)
-        return self.project_mm(self.vis_project(vis) * words)
+        return self.project_mm(self.combine(self.vis_project(vis), words))
 
 
 class LanguageGate(nn.Sequential):
     """Per-element weights of the fused features, Tanh(W2 ReLU(W1 F)) (LAVT, Eq. 7-8).
 
     Maps (..., C) to (..., C); the caller adds ``gate(F) * F`` to the visual features.
+
+    Args:
+        dim: channels C.
+        activation: in the place of Tanh.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, activation: nn.Module | None = None) -> None:
         super().__init__(
             nn.Linear(dim, dim, bias=False),
             nn.ReLU(),
             nn.Linear(dim, dim, bias=False),
-            nn.Tanh(),
+            activation or nn.Tanh(),
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,6 +15,7 @@ from lib.config import SwinSize
 from lib.errors import InputError
 from lib.mask_predictor import MaskPredictor, upsample
 from lib.model import Segmenter, State, decay_group, fill_text
+from lib.variants import PUBLISHED, Variant
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertModel
@@ -32,6 +35,7 @@ class LAVT(Segmenter):
             ``lavt`` trains with it off, ``lavt_one`` with it on.
         separate_text: whether checkpoints keep BERT apart, {model, bert_model}, as the published
             ``lavt`` does; else it is in the same dictionary, as in ``lavt_one``.
+        variant: options of the backbone, which checkpoints are compared with.
     """
 
     groups = ("backbone_no_decay", "backbone", "decoder", "text")
@@ -43,8 +47,10 @@ class LAVT(Segmenter):
         classifier: MaskPredictor,
         text_dropout: bool,
         separate_text: bool = False,
+        variant: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__()
+        self.variant = variant
         self.separate_text = separate_text
         self.text_dropout = text_dropout
         # This order is that of the published state dicts.
@@ -83,7 +89,9 @@ class LAVT(Segmenter):
         return "text" if layer.isdecimal() and int(layer) < lang_layers else None
 
     def unused_parameters(self) -> list[str]:
-        """The last stage's gate: it would only feed a fifth stage."""
+        """The last stage's gate: it would only feed a fifth stage, unless the decoder sees it."""
+        if self.variant.get("decoder_features") == "V":
+            return []
         gate = f"backbone.layers.{len(self.backbone.layers) - 1}.res_gate."
         return [name for name, _ in self.named_parameters() if name.startswith(gate)]
 
@@ -139,16 +147,19 @@ def build_lavt(
     fusion_drop: float = 0.0,
     text_dropout: bool,
     separate_text: bool,
+    variant: Variant = PUBLISHED,
 ) -> LAVT:
     """LAVT from sizes; arguments as in :func:`lib.segmentation.build_model` and :class:`LAVT`.
 
     Raises:
-        InputError: a head count that does not divide its stage's width.
+        InputError: a head count that does not divide its stage's width, or without heads.
     """
     heads = parse_heads(mha, len(size.depths))
     for dim, h in zip(size.stage_dims, heads, strict=True):
         if dim % h:
             raise InputError(f"--mha {mha}: {h} heads do not divide the {dim} channels of a stage")
+    if variant.fusion != "pwam" and max(heads) > 1:
+        raise InputError(f"--mha {mha} has no meaning with --fusion {variant.fusion}")
     backbone = MultiModalSwin(
         size,
         window_size,
@@ -157,7 +168,9 @@ def build_lavt(
         fusion_drop=fusion_drop,
         drop_path=drop_path,
         ape_grid=ape_grid,
+        variant=variant,
     )
     classifier = MaskPredictor(size.stage_dims)
     text_encoder = build_text_encoder(text_config)
-    return LAVT(text_encoder, backbone, classifier, text_dropout, separate_text)
+    chosen = asdict(variant) | {"mha": "-".join(map(str, heads))}
+    return LAVT(text_encoder, backbone, classifier, text_dropout, separate_text, chosen)

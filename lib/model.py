@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,9 +29,12 @@ class Segmenter(nn.Module, ABC):
 
     Attributes:
         groups: names of the optimizer's parameter groups, in the order of the release.
+        variant: options that were asked for, by name, which a checkpoint's names and shapes need
+            not tell: loading compares them with the options that the checkpoint was trained with.
     """
 
     groups: tuple[str, ...]
+    variant: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -73,13 +73,25 @@ def freeze_unused(model: Segmenter, groups: Iterable[dict[str, Any]]) -> None:
 
 
 def build_optimizer(
-    groups: list[dict[str, Any]], lr: float, weight_decay: float, amsgrad: bool = False
+    groups: list[dict[str, Any]],
+    lr: float,
+    weight_decay: float,
+    amsgrad: bool = False,
+    fused: bool = False,
 ) -> torch.optim.AdamW:
-    """AdamW over the groups (LAVT, Sec. 4.2)."""
+    """AdamW over the groups (LAVT, Sec. 4.2).
+
+    Args:
+        groups: of :func:`parameter_groups`.
+        lr, weight_decay, amsgrad: AdamW's.
+        fused: one kernel for all parameters: the same formula, rounded otherwise.
+    """
     # param_names would be taken for torch's own named-parameter feature, which wants all of them
     # in one form; the names are kept by this module's functions instead.
     plain = [{k: v for k, v in group.items() if k != "param_names"} for group in groups]
-    return torch.optim.AdamW(plain, lr=lr, weight_decay=weight_decay, amsgrad=amsgrad)
+    return torch.optim.AdamW(
+        plain, lr=lr, weight_decay=weight_decay, amsgrad=amsgrad, fused=fused or None
+    )
 
 
 def poly_schedule(

@@ -15,6 +15,7 @@ from lib.crossvlt import CrossVLT
 from lib.errors import InputError
 from lib.lavt import build_lavt
 from lib.model import Segmenter
+from lib.variants import PUBLISHED, Variant
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -57,6 +58,7 @@ def build_model(
     mha: str = "",
     fusion_drop: float = 0.0,
     text_dropout: bool | None = None,
+    variant: Variant = PUBLISHED,
 ) -> Segmenter:
     """Build a model with fresh weights.
 
@@ -72,6 +74,7 @@ def build_model(
         mha: heads of LAVT's four PWAMs, ``a-b-c-d``; '' is 1-1-1-1.
         fusion_drop: dropout in LAVT's PWAMs.
         text_dropout: overrides LAVT's default (lavt: off, lavt_one: on).
+        variant: LAVT's forms of fusion, gate and decoder input; default as published.
 
     Returns:
         A module ``forward(image (B,3,H,W), input_ids (B,N_l), attention_mask (B,N_l))`` ->
@@ -89,12 +92,15 @@ def build_model(
         raise InputError(f"window size {window_size}: must be above 0")
     build = MODELS[name].build
     options: dict[str, Any] = {"drop_path": drop_path, "ape_grid": ape_grid}
+    special: dict[str, tuple[Any, Any]]
     special = {"mha": (mha, ""), "fusion_drop": (fusion_drop, 0.0)}
     special["text_dropout"] = (text_dropout, None)
+    special["variant"] = (variant, PUBLISHED)
     for option, (value, default) in special.items():
         if value == default:
             continue
         if option not in inspect.signature(build).parameters:
-            raise InputError(f"--{option} {value}: {name} has no such option")
+            asked = variant.options() if option == "variant" else f"--{option} {value}"
+            raise InputError(f"{asked}: {name} has no such option")
         options[option] = value
     return build(SWIN_SIZES[swin_type], window_size, load_config(text_config), **options)

@@ -66,7 +66,7 @@ def _draw_runs(rle: dict[str, Any], height: int, width: int, where: str) -> UInt
     packed: Any = rle.get("counts")
     if isinstance(packed, str):
         packed = packed.encode()
-    counts = _unpack_counts(packed, where) if isinstance(packed, bytes) else _run_list(packed)
+    counts = unpack_counts(packed, where) if isinstance(packed, bytes) else _run_list(packed)
     fits = rle.get("size", [height, width]) in ([height, width], (height, width))
     if not fits or counts is None or min(counts, default=0) < 0 or sum(counts) != height * width:
         raise InputError(f"{where}: run lengths that do not fit its {width}x{height} picture")
@@ -79,8 +79,19 @@ def _run_list(counts: Any) -> list[int] | None:
     return counts if isinstance(counts, list) and {type(n) for n in counts} <= {int} else None
 
 
-def _unpack_counts(packed: bytes, where: str) -> list[int]:
-    """Undo COCO's compression: 5 bits a character, differences to the run before the last."""
+def unpack_counts(packed: bytes, where: str) -> list[int]:
+    """Undo COCO's compression: 5 bits a character, differences to the run before the last.
+
+    Args:
+        packed: 'counts' of a compressed run-length object.
+        where: what is read, for error messages.
+
+    Returns:
+        Lengths of the runs, outside first; not checked against the picture, may be negative.
+
+    Raises:
+        InputError: a character or number that cannot be.
+    """
     counts: list[int] = []
     value = shift = 0
     for byte in packed:

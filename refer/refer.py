@@ -64,7 +64,7 @@ class REFER:
         self.DATA_DIR = _dataset_folder(self.ROOT_DIR, dataset)
         self.dataset = dataset
         self.splitBy = splitBy
-        self.IMAGE_DIR = _image_folder(self.ROOT_DIR, dataset, image_root)
+        self.IMAGE_DIR = image_folder(self.ROOT_DIR, dataset, image_root)
         pickle_path = _refs_pickle(self.DATA_DIR, splitBy)
         instances_path = self.DATA_DIR / "instances.json"
         if not os.path.isfile(instances_path):
@@ -244,9 +244,7 @@ class REFER:
             InputError: the file's name leads out of the image folder.
         """
         name = self._get(self.Imgs, image_id, "image_id")["file_name"]
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        unsafe = not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name
-        if unsafe:
+        if leads_out(name):
             raise InputError(
                 f"{self.DATA_DIR / 'instances.json'}: the file name {name[:80]!r} of image "
                 f"{image_id} leads out of the image folder"
@@ -308,6 +306,12 @@ class REFER:
         return [self._get(table, key, what) for key in _ids(ids)]
 
 
+def leads_out(file_name: str) -> bool:
+    """Whether a file name, taken relative to a folder, may be of a file outside of it."""
+    parts = PurePosixPath(file_name.replace("\\", "/")).parts
+    return not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in file_name
+
+
 def in_split(label: str, split: str) -> bool:
     """Whether a reference labelled `label` belongs to `split` (see `REFER.getRefIds`)."""
     if split == "test":
@@ -362,8 +366,20 @@ def _refs_pickle(folder: Path, split_by: str) -> Path:
     return path
 
 
-def _image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Path:
-    """The given folder, or its train2014, or the first usual one under the root."""
+def image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Path:
+    """Folder of a data set's images.
+
+    Args:
+        root: `data_root` of `REFER`.
+        dataset: its name.
+        image_root: a folder that is given, or None.
+
+    Returns:
+        The given folder, or its train2014, or the first usual one under the root.
+
+    Raises:
+        InputError: the given folder does not exist.
+    """
     if image_root:
         given = Path(image_root)
         if not os.path.isdir(given):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import train
 from benchmarks import checks, golden
 from lib import checkpoint, optim
 from lib.checkpoint import load_model, read_file
 from lib.errors import InputError
+from lib.run import Run
 from tests.conftest import Build
 
 State = dict[str, Tensor]
@@ -159,10 +159,12 @@ def test_what_train_py_saves_is_what_the_release_reads(
     model = build_nano(name)
     groups = optim.parameter_groups(model, 1e-2)
     optimizer = optim.build_optimizer(groups, 5e-5, 1e-2)
-    run = train.Run(model, optimizer, optim.poly_schedule(optimizer, 10), epoch=3, best_oIoU=50.0)
-    args = argparse.Namespace(model=name, lr=5e-5, mha="", splits=["val"])
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    schedule = optim.poly_schedule(optimizer, 10)
+    run = Run(model, optimizer, schedule, scaler, epoch=3, best_oIoU=50.0)
+    args = {"model": name, "lr": 5e-5, "mha": "", "splits": ["val"]}
     path = tmp_path / "model_best.pth"
-    checkpoint.write_file(run.content(args), path)
+    checkpoint.write_file(run.content(args, run.progress(5, [run.share([])], 1)), path)
 
     content = torch.load(path, weights_only=True)  # today's default, with no allow-list
     release = {"model", "optimizer", "epoch", "args", "lr_scheduler"}

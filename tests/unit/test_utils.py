@@ -15,10 +15,10 @@ from tests.scripts import jsonl
 
 def test_fresh_run_sets_an_older_file_aside(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    utils.start_jsonl(path, 0)
+    utils.set_aside(path)
     for run in range(3):
         utils.append_jsonl({"step": 1, "run": run}, path)
-        utils.start_jsonl(path, 0)
+        utils.set_aside(path)
     assert not path.exists()
     kept = [jsonl(tmp_path / f"metrics.{n}.jsonl")[0]["run"] for n in (1, 2, 3)]
     assert kept == [0, 1, 2]
@@ -30,7 +30,7 @@ def test_resumed_run_drops_what_it_will_write_again(tmp_path: Path) -> None:
         utils.append_jsonl({"step": step}, path)
     with path.open("a") as f:
         f.write('{"step": 3, "lo')  # cut off by a crash
-    utils.start_jsonl(path, 3)
+    utils.trim_jsonl(path, lambda record: record["step"] <= 3)
     assert [r["step"] for r in jsonl(path)] == [1, 2, 3]
 
 

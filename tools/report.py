@@ -1,0 +1,415 @@
+"""Turn a file of predictions into one HTML page that explains them.
+
+    python -m tools.report models/ID/predictions.jsonl --refer_data_root ROOT --dataset refcoco
+
+Metrics as test.py prints them, charts of what is hard, and a gallery of photos with true and
+predicted masks to filter and sort. The page needs no network and no other file: send it to someone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+import utils
+from args import Parser
+from data.images import open_rgb
+from lib.errors import InputError
+from lib.metrics import PRECISION_AT, Metrics, sample_iou, summarise
+from lib.visualize import PREDICTION, TRUTH
+from refer.refer import image_folder
+from tools import charts
+from tools.breakdown import Breakdown, breakdowns, mean_with_interval, object_codes
+from tools.records import STANDARD, Prediction, read_records
+
+HERE = Path(__file__).parent
+JPEG_QUALITY = 72
+SIDES = (32, 4096)  # of an embedded photo, pixels
+
+Photo = tuple[str, int, int]  # file name; height, width of the annotation
+Columns = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same samples in another file of predictions.
+
+    Attributes:
+        others: for each sample the other prediction, None where the other file has none.
+        unmatched: samples of the other file that are not in this one.
+    """
+
+    others: list[Prediction | None]
+    unmatched: int
+
+
+def read_all(paths: Sequence[str]) -> list[Prediction]:
+    """Samples of one or several files that have none in common.
+
+    Raises:
+        InputError: a file is damaged, or they do not go together.
+    """
+    samples: list[Prediction] = []
+    seen: dict[tuple[Any, ...], str] = {}
+    for path in paths:
+        more = read_records(path)
+        if samples and more[0].protocol != samples[0].protocol:
+            raise InputError(f"{path} is of another protocol than {paths[0]}: report them apart")
+        for sample in more:
+            if sample.key in seen:
+                raise InputError(
+                    f"{path} has samples that {seen[sample.key]} has too: to compare two "
+                    "evaluations of the same samples give one of them with --compare"
+                )
+        seen |= {sample.key: path for sample in more}
+        samples += more
+    return samples
+
+
+def compare(samples: Sequence[Prediction], path: str) -> Comparison:
+    """Find the samples in another file.
+
+    Raises:
+        InputError: the file is damaged, of another protocol, or has none of them.
+    """
+    other = {sample.key: sample for sample in read_records(path)}
+    first = next(iter(other.values()))
+    if first.protocol != samples[0].protocol:
+        raise InputError(f"--compare {path}: protocol '{first.protocol[:80]}', not the same")
+    others = [other.get(sample.key) for sample in samples]
+    found = sum(o is not None for o in others)
+    if not found:
+        raise InputError(f"--compare {path} has none of the samples")
+    for sample, match in zip(samples, others, strict=True):
+        if match and match.truth != sample.truth:
+            raise InputError(
+                f"--compare {path}: another true mask of reference {sample.ref_id} "
+                f"({sample.split}): the data or --mask_mode were not the same"
+            )
+    return Comparison(others, len(other) - found)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """``most`` of ``count`` positions, evenly spread; all of them where most is 0."""
+    if not most or count <= most:
+        return list(range(count))
+    return [i * count // most for i in range(most)]
+
+
+def thumbnails(
+    names: Iterable[str], folder: Path, side: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Photos as small JPEGs in base64.
+
+    Args:
+        names: of the files.
+        folder: that they are in.
+        side: of the longer side, pixels; smaller photos stay as they are.
+
+    Returns:
+        JPEG by name, and what was wrong by name for photos that could not be read.
+    """
+    found, wrong = {}, {}
+    names = list(dict.fromkeys(names))
+    for name in utils.progress(names, "photos", 0, len(names)):
+        try:
+            photo = open_rgb(folder / name)
+        except InputError as e:
+            wrong[name] = str(e)
+            continue
+        photo.thumbnail((side, side), Image.Resampling.LANCZOS)
+        packed = io.BytesIO()
+        photo.save(packed, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        found[name] = base64.b64encode(packed.getvalue()).decode()
+    return found, wrong
+
+
+def metric_rows(samples: Sequence[Prediction]) -> list[tuple[str, Metrics]]:
+    """A row for each split, and for each kind of expression in it."""
+    rows = []
+    for split in dict.fromkeys(s.split for s in samples):
+        of_split = [s for s in samples if s.split == split]
+        rows.append((split, _summarise(of_split)))
+        for kind in sorted({s.kind for s in of_split if s.kind is not None}):
+            of_kind = _summarise([s for s in of_split if s.kind == kind])
+            rows.append((f"{split} kind: {kind}", of_kind))
+    return rows
+
+
+def _summarise(samples: Sequence[Prediction]) -> Metrics:
+    inter, union = _pixels(samples)
+    return summarise(inter, union)
+
+
+def _pixels(samples: Sequence[Prediction]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    inter = np.array([s.intersection for s in samples], dtype=np.int64)
+    return inter, np.array([s.union for s in samples], dtype=np.int64)
+
+
+def _ious(samples: Sequence[Prediction]) -> npt.NDArray[np.float64]:
+    return sample_iou(*_pixels(samples))  # the written IoU may be rounded
+
+
+def metrics_table(rows: Sequence[tuple[str, Metrics]], protocol: str) -> str:
+    """The metrics as an HTML table, with the digits of test.py's."""
+    mark = "" if protocol == STANDARD else f" [{protocol}]"
+    head = [*(f"P@{k}" for k in PRECISION_AT), "oIoU", "mIoU", "n"]
+    lines = ["<thead><tr><th></th>" + "".join(f"<th>{h}</th>" for h in head) + "</tr></thead>"]
+    for name, m in rows:
+        cells = [f"{v:.2f}" for v in [*m.precision.values(), m.oIoU, m.mIoU]] + [str(m.samples)]
+        css = ' class="kind"' if "kind: " in name else ""
+        lines.append(
+            f'<tr{css}><th scope="row">{escape(name + mark)}</th>'
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + "</tr>"
+        )
+    return f"<table>{''.join(lines)}</table>"
+
+
+def chart_section(samples: Sequence[Prediction], groups: Sequence[Breakdown]) -> str:
+    """The charts: of all samples together and, where there are several splits, of each."""
+    iou, codes = _ious(samples), object_codes(samples)
+    splits = list(dict.fromkeys(s.split for s in samples))
+    of_split = np.array([splits.index(s.split) for s in samples])
+    selections = [("", np.full(len(samples), True))]
+    if len(splits) > 1:
+        selections += [(split, of_split == i) for i, split in enumerate(splits)]
+    return "".join(
+        f'<div class="charts" data-split="{escape(name)}"{" hidden" if name else ""}>'
+        + "".join(_charts(splits, of_split, iou, codes, groups, chosen))
+        + "</div>"
+        for name, chosen in selections
+    )
+
+
+def _charts(
+    splits: Sequence[str],
+    of_split: npt.NDArray[np.int64],
+    iou: npt.NDArray[np.float64],
+    codes: npt.NDArray[np.int64],
+    groups: Sequence[Breakdown],
+    chosen: npt.NDArray[np.bool_],
+) -> Iterable[str]:
+    yield _figure("IoU", charts.histogram(iou[chosen]), "")
+    curves = {
+        name: iou[chosen & (of_split == i)]
+        for i, name in enumerate(splits)
+        if (chosen & (of_split == i)).any()
+    }
+    yield _figure("Precision at K", charts.precision_curves(curves), "")
+    for group in groups:
+        members = [chosen & group.members[:, i] for i in range(len(group.labels))]
+        means = [mean_with_interval(iou[m], codes[m]) for m in members]
+        picture = charts.group_means(group, means, float(iou[chosen].mean()))
+        yield _figure(group.title, picture, group.note)
+
+
+def _figure(title: str, picture: str, note: str) -> str:
+    about = f"<details><summary>About</summary>{escape(note)}</details>" if note else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{picture}{about}</figure>"
+
+
+def gallery(
+    samples: Sequence[Prediction],
+    groups: Sequence[Breakdown],
+    photos: dict[Photo, int],
+    comparison: Comparison | None,
+    chosen: Sequence[int],
+) -> Columns:
+    """The samples of the gallery, column by column; repeated values stand once and are numbered."""
+    picked = [samples[i] for i in chosen]
+    columns: Columns = {
+        "photo": [photos[s.file_name, s.height, s.width] for s in picked],
+        "sent_ids": [list(s.sent_ids) for s in picked],
+        "bins": {g.key: _bits(g.members[list(chosen)]) for g in groups},
+        "prediction": [s.segmentation.counts for s in picked],
+        "score": [round(s.score, 3) for s in picked],
+    }
+    same = ("sentence", "ref_id", "ann_id", "same_category", "intersection", "union")
+    columns |= {name: [getattr(s, name) for s in picked] for name in same}
+    for name in ("split", "category", "kind"):
+        columns[name], columns[f"{name}_names"] = _numbered([getattr(s, name) for s in picked])
+    columns["truth"], columns["truth_masks"] = _numbered([s.truth.counts for s in picked])
+    if comparison:
+        others = [comparison.others[i] for i in chosen]
+        columns["other"] = [o and o.segmentation.counts for o in others]
+        columns["other_pixels"] = [o and [o.intersection, o.union] for o in others]
+    return {
+        "columns": columns,
+        "photos": [{"file": name, "height": h, "width": w} for name, h, w in photos],
+        "groups": {g.key: {"title": g.title, "labels": g.labels} for g in groups},
+        "colors": {"truth": TRUTH, "prediction": PREDICTION},
+    }
+
+
+def _bits(members: npt.NDArray[np.bool_]) -> list[int]:
+    """Rows of booleans as integers, the first column in the lowest bit."""
+    return (members @ (1 << np.arange(members.shape[1]))).tolist()
+
+
+def _numbered(values: Sequence[Any]) -> tuple[list[int], list[Any]]:
+    """Position of each value in a list of the different ones, and that list."""
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(v, len(numbers)) for v in values], list(numbers)
+
+
+def for_script(content: Any) -> str:
+    """JSON that can stand inside a <script> element: ASCII, and without a '<' that could end it."""
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _protocol_note(protocol: str) -> str:
+    if protocol == STANDARD:
+        return "<p>Protocol: standard.</p>"
+    return (
+        f'<p class="warning"><strong>Not the standard protocol: {escape(protocol)}.</strong> '
+        "These numbers are not to be compared with published ones.</p>"
+    )
+
+
+def _comparison_note(samples: Sequence[Prediction], comparison: Comparison, path: str) -> str:
+    pairs = [(s, o) for s, o in zip(samples, comparison.others, strict=True) if o]
+    mine = [s for s, _ in pairs]
+    delta = _ious(mine) - _ious([o for _, o in pairs])
+    better, worse = int((delta > 0).sum()), int((delta < 0).sum())
+    mean = mean_with_interval(100 * delta, object_codes(mine))
+    left = len(samples) - len(pairs)
+    unmatched = f" Without a partner: {left} here, {comparison.unmatched} there."
+    return (
+        f"<p>Compared with {escape(path)}: mean IoU {mean.value:+.2f} points (95 % interval "
+        f"{mean.low:+.2f} to {mean.high:+.2f}) over {len(pairs):,} samples; "
+        f"{better:,} better, {worse:,} worse, {len(pairs) - better - worse:,} the same."
+        f"{unmatched if left or comparison.unmatched else ''}</p>"
+    )
+
+
+def build_page(
+    samples: Sequence[Prediction],
+    sources: Sequence[str],
+    jpegs: dict[str, str],
+    chosen: Sequence[int],
+    comparison: Comparison | None = None,
+    compared: str = "",
+) -> str:
+    """The page.
+
+    Args:
+        samples: all that metrics and charts are of.
+        sources: names of the files that they are from.
+        jpegs: the photos by file name, base64; one that is not there is shown as a grey box.
+        chosen: positions of the samples that the gallery shows.
+        comparison: of these samples with those of another file.
+        compared: that file's name.
+
+    Returns:
+        HTML that refers to nothing outside itself.
+    """
+    groups = breakdowns(samples)
+    picked = [samples[i] for i in chosen]
+    photos: dict[Photo, int] = {}
+    for s in picked:
+        photos.setdefault((s.file_name, s.height, s.width), len(photos))
+    script, style = (
+        (HERE / name).read_text(encoding="utf-8") for name in ("report.js", "report.css")
+    )
+    note = _protocol_note(samples[0].protocol)
+    if comparison:
+        note += _comparison_note(samples, comparison, compared)
+    whole = len(chosen) == len(samples)
+    return Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=style,
+        sources=escape(", ".join(sources)),
+        counts=f"{len(samples):,} expressions, {len({s.object for s in samples}):,} objects, "
+        f"{len({s.file_name for s in samples}):,} photos",
+        note=note,
+        metrics=metrics_table(metric_rows(samples), samples[0].protocol),
+        charts=chart_section(samples, groups),
+        shown="" if whole else f"{len(chosen):,} of {len(samples):,} samples, evenly spread.",
+        data=for_script(gallery(samples, groups, photos, comparison, chosen)),
+        photos="\n".join(
+            f'<script type="text/plain" id="photo-{number}">{jpegs[name]}</script>'
+            for (name, _, _), number in photos.items()
+            if name in jpegs
+        ),
+    )
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates
+        os.replace(partial, path)
+    except OSError as e:
+        raise InputError(f"cannot write {path} ({e.strerror}): change --output") from e
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InputError: naming the option and what it takes.
+    """
+    p = Parser(
+        "python -m tools.report", description="Explain predictions in one self-contained HTML page."
+    )
+    p.add_argument(
+        "records", nargs="+", help="what test.py --predictions wrote; several are joined"
+    )
+    p.add_argument("--compare", default="", metavar="FILE", help="other predictions, same samples")
+    p.add_argument("--refer_data_root", default="./refer/data/", help="finds the photos")
+    p.add_argument("--dataset", default="refcoco", help="its photos are meant: refclef, or COCO's")
+    p.add_argument("--image_root", default="", help="or the folder of the photos itself")
+    p.add_argument("--output", type=Path, default=Path("report.html"))
+    p.add_argument("--max_samples", type=int, default=0, help="in the gallery; 0 (default): all")
+    p.add_argument("--photo_side", type=int, default=320, help="longer side, pixels (default: 320)")
+    args = p.parse_args(argv)
+    if args.max_samples < 0:
+        raise InputError(f"--max_samples {args.max_samples}: give a number, or 0 for all")
+    if not SIDES[0] <= args.photo_side <= SIDES[1]:
+        raise InputError(f"--photo_side {args.photo_side}: give {SIDES[0]} to {SIDES[1]} pixels")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Report as the command line says."""
+    args = parse(argv)
+    folder = image_folder(Path(args.refer_data_root), args.dataset, args.image_root)
+    samples = read_all(args.records)
+    comparison = compare(samples, args.compare) if args.compare else None
+    chosen = spread(len(samples), args.max_samples)
+    names = list(dict.fromkeys(samples[i].file_name for i in chosen))
+    jpegs, wrong = thumbnails(names, folder, args.photo_side)
+    if wrong:
+        first = next(iter(wrong.values()))
+        if not jpegs:
+            raise InputError(f"none of the {len(names)} photos can be read (--image_root): {first}")
+        print(f"{len(wrong)} of {len(names)} photos cannot be shown: {first}")
+    page = build_page(samples, args.records, jpegs, chosen, comparison, args.compare)
+    write_text(page, args.output)
+    print(f"written: {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from tqdm import tqdm
 
 import train
 import utils
@@ -420,6 +421,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # One thread in both kinds of process: with more, sums could come out otherwise.
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # its thread and fork do not go together
     results = []
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"

@@ -45,6 +45,7 @@ MODEL_ID = "lavt"
 STEPS = 5  # of an epoch, with this data and batch size
 SAVE_EVERY = 2
 BATCH = 4  # of all processes
+OUTPUT = "output.txt"  # what a run prints
 POLL = 0.0005  # seconds
 # Of every ten kills, so that even a few meet a save.
 KINDS = ["writing", "step"] * 3 + ["writing", "renamed", "step", "start-up"]
@@ -93,7 +94,8 @@ class Job:
     """Processes that train in ``folder``, forked from this one, which has imported everything."""
 
     def __init__(self, argv: Sequence[str], folder: Path, world: int) -> None:
-        self.log = folder / "output.txt"
+        self.log = folder / OUTPUT
+        self.log.write_text("")
         self.began = time.monotonic()
         port = _free_port()
         self.pids: list[int] = []
@@ -173,9 +175,14 @@ class Watch:
         self.files = StateFiles(folder / "checkpoints", MODEL_ID)
         self.partial = self.files.last.with_name(self.files.last.name + ".partial")
         self.metrics = folder / "models" / MODEL_ID / "metrics.jsonl"
+        self.output = folder / OUTPUT
         # Left by earlier kills; what is being written now looks different.
         self.old_partial, self.old_last = _stamp(self.partial), _stamp(self.files.last)
-        self.old_metrics, self.old_states = _stamp(self.metrics), self._states()
+        self.old_states = self._states()
+
+    def started(self) -> bool:
+        """Whether everything is built, and training has begun."""
+        return self.output.is_file() and b" steps an epoch" in self.output.read_bytes()
 
     def saving(self) -> bool:
         """Whether a state is being written."""
@@ -196,8 +203,8 @@ class Watch:
         return {p.name: _stamp(p) for p in folder.iterdir()} if folder.is_dir() else {}
 
     def last_record(self) -> dict[str, Any]:
-        """The newest whole line of the metrics; {} before the run has touched them."""
-        if _stamp(self.metrics) in (None, self.old_metrics):
+        """The newest whole line of the metrics; {} if there is none."""
+        if not self.metrics.is_file():
             return {}
         lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
         return json.loads(lines[-1]) if lines else {}
@@ -205,11 +212,11 @@ class Watch:
     def during(self) -> str:
         """What a run that was just killed was doing."""
         record = self.last_record()
+        if not self.started():
+            return "start-up"
         if self.saving():
             return "saving"
-        if not record:
-            return "start-up"
-        ended = record["kind"] == "step" and record["step"] % STEPS == 0
+        ended = record.get("kind") == "step" and record["step"] % STEPS == 0
         return "validation" if ended else "epoch"
 
 
@@ -221,7 +228,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pace:
     """Seconds that things take here, so that a kill's delay falls into them."""
 
@@ -233,19 +240,21 @@ class Pace:
 def wait_for(aim: Aim, job: Job, watch: Watch, pace: Pace) -> bool:
     """Wait for the moment; False if the run ended before it."""
     deadline = time.monotonic() + PATIENCE
-    while not job.ended():
-        if aim.kind == "start-up":
-            time.sleep(pace.start * aim.delay)
-            return not job.ended()
-        if watch.last_record().get("step", 0) >= aim.step:
-            break
+    while not job.ended() and not watch.started():
+        if aim.kind == "start-up" and time.monotonic() > job.began + pace.start * aim.delay:
+            return True
         _breathe(deadline)
+    if aim.kind == "start-up":
+        return not job.ended()
+    pace.start = time.monotonic() - job.began
     arrived, length = {
         "step": (lambda: True, pace.interval),
         # Any change, not that of a certain file: how states are written is on trial.
         "writing": (watch.touched, pace.save),
         "renamed": (watch.renamed, 0.0),
     }[aim.kind]
+    while not job.ended() and watch.last_record().get("step", 0) < aim.step:
+        _breathe(deadline)
     arrived()  # from now on
     while not job.ended():
         if arrived():
@@ -265,7 +274,7 @@ def plan(kills: int, steps: int, rng: random.Random) -> list[Aim]:
     """Moments in the order in which the run comes to them; half of them while it saves."""
     drawn = [KINDS[i % len(KINDS)] for i in range(kills)]
     rng.shuffle(drawn)
-    at = sorted(rng.randrange(steps - SAVE_EVERY) for _ in range(kills))
+    at = sorted(rng.randrange(1, steps - STEPS) for _ in range(kills))
     return [Aim(kind, step, rng.random()) for kind, step in zip(drawn, at, strict=True)]
 
 
@@ -297,17 +306,17 @@ def undisturbed(argv: Sequence[str], folder: Path, world: int) -> Pace:
     watch, states, saving = Watch(folder), 0, 0.0
     began = mark = time.monotonic()
     started = 0.0
-    with (folder / "output.txt").open("w") as output:
+    with (folder / OUTPUT).open("w") as output:
         child = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
         while child.poll() is None:
             now = time.monotonic()
             saving += (now - mark) * watch.saving()
             states += watch.renamed()
-            started = started or (now if watch.last_record() else 0.0)
+            started = started or (now if watch.started() else 0.0)
             mark = now
             time.sleep(POLL)
     if child.returncode:
-        raise InputError(f"training failed:\n{(folder / 'output.txt').read_text()[-3000:]}")
+        raise InputError(f"training failed:\n{(folder / OUTPUT).read_text()[-3000:]}")
     lines = len(watch.metrics.read_text().splitlines())
     return Pace(started - began, (mark - started) / lines, saving / max(states, 1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lib.errors import InputError
 from lib.lavt import parse_heads
 from lib.losses import LOSSES
 from lib.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
+from lib.recipes import expand
 from lib.segmentation import MODELS
 from lib.variants import CHOICES, Variant
 
@@ -22,6 +24,11 @@ DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are :class:`InputError`, so that all look alike."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with the options of recipes (``@recipes/NAME.args``) before the others."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(expand(words, self.prog), namespace)
 
     def error(self, message: str) -> Any:
         """Raise instead of exiting."""
@@ -87,6 +94,9 @@ def common_parser(description: str) -> Parser:
     run.add_argument("--device", default="cuda:0", help="the CPU is used where there is no CUDA")
     run.add_argument("--print-freq", type=int, default=10, help="steps between log lines")
     run.add_argument("--amp", default="off", choices=AMP, help="mixed precision")
+    run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    run.add_argument("--channels-last", action="store_true", help="memory format of convolutions")
+    run.add_argument("--tf32", action="store_true", help="float32 matmuls of a GPU in TF32")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
     train = p.add_argument_group("training")
@@ -133,6 +143,14 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.prog = "train.py"
     g = p.add_argument_group("beyond the published options")
     g.add_argument("--loss", default="ce", choices=list(LOSSES))
+    g.add_argument(
+        "--scale_lr",
+        type=int,
+        default=0,
+        metavar="BASE",
+        help="--lr is for so many samples a step: scale it with processes, --batch-size and "
+        "--accumulate (0: do not)",
+    )
     g.add_argument("--drop_path", type=float, default=0.3, help="rate of the last Swin block")
     g.add_argument(
         "--lang_layers",
@@ -188,6 +206,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--accumulate", type=int, default=1, metavar="N", help="batches that make one step"
     )
     g.add_argument(
+        "--grad-checkpoint", action="store_true", help="less memory: compute Swin blocks twice"
+    )
+    g.add_argument(
         "--fused_adamw",
         choices=("auto", "on", "off"),
         default="auto",
@@ -219,7 +240,8 @@ FREE_TO_CHANGE = """
     resume device workers pin_mem print_freq output_dir local_rank refer_data_root
     image_root bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
     save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
-    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw
+    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
+    channels_last tf32 grad_checkpoint
 """
 
 
@@ -230,7 +252,9 @@ def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
         before: the ``args`` of the checkpoint: a dictionary, or the release's Namespace.
         now: of this run.
     """
-    old = before if isinstance(before, dict) else vars(before) if before else {}
+    old = before if isinstance(before, dict) else getattr(before, "__dict__", {})
+    # A stranger's file may hold anything, like tensors, that cannot simply be compared.
+    old = {k: v for k, v in old.items() if v is None or isinstance(v, str | int | float)}
     new = vars(now)
     return [
         f"--{name} {old[name]}, not {new[name]}"
@@ -268,6 +292,10 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+MAX_NUMBER = 2**31 - 1
+HIGHEST = {"img_size": 16384, "ape": 4096, "workers": 1024}  # beyond them, memory is
+
+
 def _check(args: argparse.Namespace) -> None:
     """Fill in what depends on the model, and refuse values that would only fail later."""
     entry = MODELS[args.model]
@@ -279,6 +307,7 @@ def _check(args: argparse.Namespace) -> None:
     positive = ["batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every", "accumulate"]
     not_negative = [
         "workers",
+        "scale_lr",
         "weight_decay",
         "ape",
         "seed",
@@ -288,9 +317,14 @@ def _check(args: argparse.Namespace) -> None:
     ]
     for name in (*positive, *not_negative):
         value = getattr(args, name, None)
-        low = 0 if name in not_negative else None
-        if value is not None and (value < 0 if low == 0 else value <= 0):
-            raise InputError(f"--{name} {value}: must be {'0 or more' if low == 0 else 'above 0'}")
+        if value is None:
+            continue
+        if name in not_negative and not value >= 0:  # also catches nan
+            raise InputError(f"--{name} {value}: must be 0 or more")
+        if name in positive and not value > 0:
+            raise InputError(f"--{name} {value}: must be above 0")
+        if value > HIGHEST.get(name, MAX_NUMBER):
+            raise InputError(f"--{name} {value}: must be {HIGHEST.get(name, MAX_NUMBER)} at most")
     for name in ("fusion_drop", "drop_path"):
         if not 0 <= getattr(args, name, 0.0) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: must be in [0, 1)")
@@ -344,6 +378,11 @@ def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
     g.add_argument("--rle", action="store_true", help="also X.rle.json, COCO's compressed RLE")
     g.add_argument(
         "--prob", action="store_true", help="also X.prob.png, 16 bits: 65535 is certainly inside"
+    )
+    g.add_argument(
+        "--attention",
+        action="store_true",
+        help="also X.attention.png, how much each pixel listens to each word, at every stage",
     )
     args = p.parse_args(argv)
     example = (

@@ -3,6 +3,7 @@
 python demo_inference.py --image photo.jpg --sentence "the dog on the left" --resume CKPT
 python demo_inference.py --image FOLDER --sentence "dog" "cat" --resume CKPT --output DIR
 python demo_inference.py --list pairs.json --resume CKPT --output DIR --caption --mask --rle --prob
+python demo_inference.py ... --attention
 
 The model sees what it saw in training: the photo resized to a square of --img_size. Its logits
 are resized back to the photo's own size, bilinearly, and the mask is their argmax there. All
@@ -39,6 +40,7 @@ from bert.tokenizer import Tokenizer
 from data.images import open_rgb
 from data.transforms import Preprocess
 from lib import checkpoint, engine
+from lib.attention import attention_figure, fusions, word_attention
 from lib.errors import InputError
 from lib.model import Segmenter
 from lib.segmentation import build_model
@@ -46,6 +48,7 @@ from lib.visualize import WRITABLE, overlay, printable, write_picture
 from utils import log
 
 READABLE = (*WRITABLE, ".gif", ".ppm")
+MAX_LIST = 64 << 20  # bytes of --list
 SHOWN = 40  # characters of a name or sentence in the table
 
 
@@ -176,6 +179,8 @@ def read_requests(args: argparse.Namespace) -> list[tuple[Path, list[str]]]:
 def _read_list(path: Path) -> list[tuple[Path, list[str]]]:
     shape = '[{"image": "photo.jpg", "sentence": "the dog" or ["the dog", "the cat"]}, ...]'
     try:
+        if path.stat().st_size > MAX_LIST:
+            raise InputError(f"--list {path} has over {MAX_LIST >> 20} MB: cut it into several")
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as e:
         raise InputError(f"--list {path} does not exist: give a JSON file like {shape}") from e
@@ -201,6 +206,8 @@ def _entry(entry: Any) -> tuple[str, list[str]] | None:
     image, said = entry.get("image"), entry.get("sentence")
     sentences = [said] if isinstance(said, str) else said
     if not isinstance(image, str) or not image or "\0" in image:
+        return None
+    if image != image.encode("utf-8", "replace").decode():  # no file can be called so
         return None
     if not isinstance(sentences, list) or not sentences:
         return None
@@ -274,8 +281,9 @@ def _new_name(stem: str, taken: set[str]) -> str:
 
 
 def side_files(path: Path) -> dict[str, Path]:
-    """Where mask, RLE and probability map go, beside an overlay."""
+    """Where mask, RLE, probability map and attention go, beside an overlay."""
     endings = {"mask": ".mask.png", "rle": ".rle.json", "prob": ".prob.png"}
+    endings["attention"] = ".attention.png"
     return {kind: path.with_name(path.stem + ending) for kind, ending in endings.items()}
 
 
@@ -322,6 +330,37 @@ def answer(job: Job, photo: Image.Image, logits: Tensor, args: argparse.Namespac
     return shares
 
 
+@torch.inference_mode()
+def explain(
+    job: Job,
+    photo: Image.Image,
+    logits: Tensor,
+    model: Segmenter,
+    tokenizer: Tokenizer,
+    args: argparse.Namespace,
+) -> None:
+    """Write the attention figures of a job; the other arguments are those of :func:`predict`.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    device = next(model.parameters()).device
+    image = Preprocess(args.img_size).image(photo)[None]
+    for sentence, path, of_sentence in zip(job.sentences, job.overlays, logits, strict=True):
+        ids, mask = encode(tokenizer, [sentence], args.max_tokens)
+        batch = {"image": image, "input_ids": ids, "attention_mask": mask}
+        maps = word_attention(model, **engine.to_device(batch, device))
+        real = int(mask.sum())
+        figure = attention_figure(
+            photo,
+            overlay(photo, at_size(of_sentence, photo.height, photo.width).mask),
+            tokenizer.convert_ids_to_tokens(ids[0, :real].tolist()),
+            [m[0, :real].float().cpu().numpy() for m in maps],
+            printable(sentence),
+        )
+        write_picture(figure, side_files(path)["attention"])
+
+
 def run_lengths(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """COCO's compressed RLE of a mask (H, W): {'size': [H, W], 'counts': text}."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -364,6 +403,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = utils.init_distributed(args.device, args.local_rank)
     utils.setup_logging(None, info.rank)
     model, tokenizer = load(args, info.device)
+    if args.attention:
+        fusions(model)  # has none: said before anything is written
     warn_of_long(tokenizer, (s for job in jobs for s in job.sentences), args.max_tokens)
     row = _table(jobs)
     log.info("%s", row("photo", "sentence", "covered", "overlay"))
@@ -388,6 +429,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.amp,
         )
         shares = answer(job, photo, logits, args)
+        if args.attention:
+            explain(job, photo, logits, model, tokenizer, args)
         for sentence, path, share in zip(job.sentences, job.overlays, shares, strict=True):
             log.info("%s", row(job.photo.name, sentence, f"{share:.2%}", path))
             if not share:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from lib.errors import InputError
 
+MAX_BYTES = 64 << 20  # of a vocabulary or configuration; BERT's tokenizer.json has 0.5 million
 FILES = "config.json, vocab.txt, tokenizer_config.json and model.safetensors (or pytorch_model.bin)"
 REMEDY = f"put {FILES} into a folder and pass it as --bert_tokenizer FOLDER --ck_bert FOLDER"
 TIMEOUT = 10.0  # seconds
@@ -37,6 +38,7 @@ def locate(source: str | os.PathLike[str], files: Sequence[str], what: str) -> t
     if os.path.isdir(folder):
         if not any(os.path.isfile(os.path.join(folder, file)) for file in files):
             raise InputError(f"folder {folder} has no {files[0]}: {REMEDY}")
+        _check_sizes(folder)
         return folder, True
     if not NAME.fullmatch(name) or os.path.exists(folder):
         raise InputError(f"{what} '{name}' is neither a folder nor a name on the hub: {REMEDY}")
@@ -47,6 +49,16 @@ def locate(source: str | os.PathLike[str], files: Sequence[str], what: str) -> t
             f"reached: {REMEDY}"
         )
     return name, cached
+
+
+def _check_sizes(folder: str) -> None:
+    """Refuse a folder with a text file that is none, by its size or kind."""
+    for file in sorted(os.listdir(folder)):
+        path = os.path.join(folder, file)
+        if not file.endswith((".json", ".txt")) or os.path.isdir(path):
+            continue
+        if not os.path.isfile(path) or os.path.getsize(path) > MAX_BYTES:
+            raise InputError(f"{path} has more than {MAX_BYTES >> 20} MB or is no file: {REMEDY}")
 
 
 def failure(what: str, source: str, error: Exception) -> InputError:

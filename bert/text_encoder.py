@@ -2,29 +2,78 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import BertConfig, BertModel
 
 from bert import hub
+from lib.errors import InputError
+from lib.vetting import vet
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+# What is taken of a config.json, with its lowest and highest value. All else stays there: a
+# configuration can also name code, other files, and sizes of lists to be made.
+NUMBERS: dict[str, tuple[float, float]] = {
+    "vocab_size": (1, 10_000_000),
+    "hidden_size": (1, 16_384),
+    "num_hidden_layers": (1, 200),
+    "num_attention_heads": (1, 1024),
+    "intermediate_size": (1, 65_536),
+    "max_position_embeddings": (1, 1_000_000),
+    "type_vocab_size": (1, 1024),
+    "hidden_dropout_prob": (0, 1),
+    "attention_probs_dropout_prob": (0, 1),
+    "initializer_range": (0, 10),
+    "layer_norm_eps": (0, 1),
+    "pad_token_id": (0, 10_000_000),
+}
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
 
 
 def load_config(source: BertConfig | str | PathLike[str]) -> BertConfig:
     """A BERT configuration from itself, a folder holding ``config.json``, or a hub name.
 
     Raises:
-        InputError: the folder has no readable config.json, or the hub cannot be reached.
+        InputError: the folder has no readable config.json, it is not of a BERT, or the hub cannot
+            be reached.
     """
     if isinstance(source, BertConfig):
         return source
     name, offline = hub.locate(source, ("config.json",), "BERT")
     try:
-        return BertConfig.from_pretrained(name, local_files_only=offline)
-    except (OSError, ValueError, TypeError) as e:
+        content, _ = BertConfig.get_config_dict(name, local_files_only=offline)
+    except Exception as e:  # damaged JSON of many kinds
         raise hub.failure("BERT's config.json of", name, e) from e
+    return BertConfig(**_checked(content, name))
+
+
+def _checked(content: Any, name: str) -> dict[str, Any]:
+    """The numbers of a config.json that make a BERT."""
+
+    def wrong(key: str) -> InputError:
+        return InputError(f"config.json of BERT '{name}' has {key} {str(content[key])[:40]!r}")
+
+    if not isinstance(content, dict):
+        raise InputError(f"config.json of BERT '{name}' is no JSON object: {hub.REMEDY}")
+    for key, usual in (("model_type", ("bert",)), ("hidden_act", ACTIVATIONS)):
+        if content.get(key, usual[0]) not in usual:
+            raise wrong(key)
+    if content.get("position_embedding_type", "absolute") != "absolute":
+        raise wrong("position_embedding_type")
+    found = {key: content[key] for key in (*NUMBERS, "hidden_act") if content.get(key) is not None}
+    for key, (low, high) in NUMBERS.items():
+        kinds = (int,) if high > 10 else (int, float)
+        if key in found and not (type(found[key]) in kinds and low <= found[key] <= high):
+            raise wrong(key)
+    width, heads = (found.get("hidden_size", 768), found.get("num_attention_heads", 12))
+    if width % heads:
+        raise InputError(f"config.json of BERT '{name}' has {heads} heads for a width of {width}")
+    return found
 
 
 def build_text_encoder(source: BertConfig | str | PathLike[str]) -> BertModel:
@@ -39,10 +88,15 @@ def load_bert(source: str | PathLike[str]) -> BertModel:
         InputError: no weights to be had.
     """
     name, offline = hub.locate(source, WEIGHTS, "BERT")
+    config = load_config(name)
+    if os.path.isfile(pickled := Path(name) / "pytorch_model.bin"):
+        vet(pickled)
     # It would report the pooler, which is left out on purpose, in a dozen lines.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        return BertModel.from_pretrained(name, add_pooling_layer=False, local_files_only=offline)
+        return BertModel.from_pretrained(
+            name, config=config, add_pooling_layer=False, local_files_only=offline
+        )
     except Exception as e:  # damaged files surface as errors of several libraries
         raise hub.failure("BERT's weights of", name, e) from e

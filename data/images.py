@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from lib.errors import InputError
 
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 30  # of a file: so many pixels of 64 bits, and some more
+MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, and each may paint the whole picture
 # PIL tries every format it knows by default, some through other programs (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
@@ -35,8 +40,11 @@ def open_rgb(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on size, transparency and metadata
-            with Image.open(path, formats=FORMATS) as picture:
+            data = _read(path)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 _check_size(picture, path)
+                if picture.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+                    raise InputError(f"image {path} is a JPEG of more than {MAX_SCANS} scans")
                 return _to_rgb(picture)
     except InputError:
         raise
@@ -49,6 +57,15 @@ def open_rgb(path: str | Path) -> Image.Image:
     except Exception as error:  # PIL's decoders raise nearly anything for damaged files
         reason = getattr(error, "strerror", None) or error or type(error).__name__
         raise InputError(f"image {path} cannot be read: {str(reason)[:120]}") from None
+
+
+def _read(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise InputError(f"image {path} has {size >> 20} MB, over {MAX_BYTES >> 20} are not read")
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would keep us waiting
+        raise InputError(f"image {path} is not a file")
+    return path.read_bytes()
 
 
 def _check_size(picture: Image.Image, path: Path) -> None:
@@ -69,12 +86,23 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def _deep_to_gray(picture: Image.Image) -> Image.Image:
     """Scale a picture of more than 8 bits to 8; PIL's conversion would clip it to white."""
-    values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0.0, neginf=0.0)
-    top = values.max()
+    values = np.asarray(picture)
+    top = max(float(_finite(part).max()) for part in _bands(values))
     if picture.mode == "F" and top <= 1.0:
         scale = 255.0  # floats of 0 to 1
     elif picture.mode == "F" and top <= 255.0:
         scale = 1.0
     else:  # 16 bits; 256 levels of equal width, as PIL reads 16-bit colour
         scale = 1 / 256 if top < 65536 else 255.0 / top
-    return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    shades = [(_finite(part) * scale).clip(0, 255).astype(np.uint8) for part in _bands(values)]
+    return Image.fromarray(np.concatenate(shades))
+
+
+def _bands(values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """A picture's rows in bands: the whole in float64 would take a gigabyte or more."""
+    rows = max(1, 1_000_000 // values.shape[1])
+    return [values[i : i + rows] for i in range(0, len(values), rows)]
+
+
+def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)

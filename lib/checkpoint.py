@@ -6,10 +6,8 @@ import argparse
 import contextlib
 import hashlib
 import os
-import pickle
 import re
-import zipfile
-import zlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from lib.config import SWIN_SIZES
 from lib.errors import InputError
 from lib.model import Segmenter, State
 from lib.variants import trained_with, variant_of_names
+from lib.vetting import vet
 
 BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
 TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
@@ -29,8 +28,9 @@ TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # what weights alone la
 def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running any code in it.
 
-    Only tensors, plain containers, numbers and strings are admitted, and ``argparse.Namespace``,
-    which the release stores its arguments in.
+    Only what :data:`lib.vetting.CALLS` and :data:`lib.vetting.ITEM_SIZES` list is admitted:
+    tensors, plain containers, numbers, strings, and ``argparse.Namespace``, which the release
+    stores its arguments in.
 
     Raises:
         InputError: missing, not a checkpoint, damaged, or holding anything else.
@@ -40,50 +40,24 @@ def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[s
         raise InputError(f"no checkpoint at {path}: give an existing file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    _check_sums(path)
+    vet(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # on protocols and layouts of old
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as e:
-        if re.search("unsupported (global|class)", str(e), re.IGNORECASE):
-            raise InputError(
-                f"{path} holds more than tensors and plain values and was not opened: "
-                "get the checkpoint from its authors"
-            ) from e
-        raise InputError(f"{path} is damaged or no PyTorch checkpoint: get it again") from e
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    except Exception as e:  # what is damaged further can raise nearly anything
         raise InputError(f"{path} is damaged or no PyTorch checkpoint: get it again") from e
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content
 
 
-def _check_sums(path: Path) -> None:
-    """Compare the CRC-32 that a checkpoint holds of each of its parts; torch itself does not.
-
-    Raises:
-        InputError: a part is not what was written.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # of the format before torch 1.6, which has no sums
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                raise InputError(f"{path} is compressed, which no PyTorch checkpoint is")
-            damaged = archive.testzip()
-    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as e:
-        raise InputError(f"{path} is damaged ({e}): get it again") from e
-    if damaged:
-        raise InputError(f"{path} is damaged (checksum of {damaged}): get it again")
-
-
 def _read_safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as e:
+    except Exception as e:  # its own, torch's and Python's
         raise InputError(f"{path} is damaged or no safetensors file: get it again") from e
 
 
@@ -197,6 +171,9 @@ def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLik
             f"{path} does not fit: {len(missing)} weights missing, {len(extra)} unknown, "
             f"{len(wrong)} of another shape, like {example}"
         )
+    for name, value in state.items():
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise InputError(f"{path} does not fit: {name} is of type {value.dtype}")
     model.load_state_dict(state)
 
 
@@ -216,15 +193,35 @@ def load_training(
     if missing:
         raise InputError(f"{path} holds no {missing[0]}: it can be tested, not resumed")
     try:
+        if type(content["epoch"]) is not int or not _is_number(content.get("best_oIoU", 0.0)):
+            raise TypeError("its epoch or best_oIoU is no number")
         optimizer.load_state_dict(content["optimizer"])
+        _check_optimizer(optimizer)
         scheduler.load_state_dict(content["lr_scheduler"])
         if scaler is not None and "scaler" in content:
             scaler.load_state_dict(content["scaler"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
         raise InputError(
             f"the training state in {path} does not fit ({e}): resume with the options "
             "(--model, --swin_type, --lang_layers) that the run was started with"
         ) from e
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what would only fail at the first step."""
+    for group in optimizer.param_groups:
+        for key in ("lr", "initial_lr", "weight_decay", "eps", "betas"):
+            value = group.get(key, 0.0)
+            if not (all(map(_is_number, value)) if key == "betas" and value else _is_number(value)):
+                raise TypeError(f"{key} of its optimizer is a {type(value).__name__}")
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.shape not in (parameter.shape, ()):
+                raise ValueError(f"{key} of its optimizer is of another shape")
 
 
 def describe(state: State) -> dict[str, Any]:

@@ -72,6 +72,13 @@ class WordFusion(nn.Module):
         self.w_v = nn.Sequential(TokenConv1d(width, vis_dim), TokenInstanceNorm())
         self.project_mm = nn.Sequential(TokenConv1d(vis_dim, vis_dim), nn.GELU())
 
+    def attention(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
+        """Weights of the words for each token, (B, heads, HW, N_l); :meth:`forward` fuses them."""
+        query = split_heads(self.v_q(vis.flatten(1, 2)), self.num_heads)
+        key = split_heads(self.l_q(lang), self.num_heads)
+        logits = query @ key.transpose(-2, -1) * HEAD_WIDTH**-0.5
+        return (logits + word_bias(lang_mask, query.dtype)).softmax(dim=-1)
+
     def forward(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
         """Fuse.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+LONGEST = 2000  # characters; names in a stranger's files have no end of their own
+
 # A DataLoader worker's exception is raised again in the main process with the worker's
 # whole traceback as its message; the traceback's last line has the message we wrote.
 _WORKER = re.compile(r"Caught \w+ in .*^(?:\w+\.)*InputError: ([^\n]*)", re.DOTALL | re.MULTILINE)
@@ -16,10 +18,16 @@ class InputError(Exception):
     disguise, so nothing but input may raise it.
 
     Args:
-        message: one line. Line breaks (a file name may have them) become spaces, and
-            torch's report of a DataLoader worker is cut back to the worker's own line.
+        message: one line. Line breaks (a file name may have them) become spaces, characters
+            that could control a terminal are escaped, the middle of an endless one is left out,
+            and torch's report of a DataLoader worker is cut back to the worker's own line.
     """
 
     def __init__(self, message: str) -> None:
         worker = _WORKER.match(message)
-        super().__init__(" ".join((worker[1] if worker else message).splitlines()))
+        line = " ".join((worker[1] if worker else message).splitlines())
+        if not line.isprintable():
+            line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST * 3 // 4]} … {line[-LONGEST // 4 :]}"
+        super().__init__(line)

@@ -58,6 +58,9 @@ def load_swin_weights(model: Segmenter, source: str) -> str:
             f"{source} does not fit this Swin: {len(missing)} weights missing {missing[:2]}, "
             f"{len(unknown)} unknown {unknown[:2]}: choose the --swin_type it was made for"
         )
+    for key, value in state.items():
+        if not value.is_floating_point():
+            raise InputError(f"{source} does not fit this Swin: {key} is of type {value.dtype}")
     resized = [k for k, v in state.items() if v.shape != own[k].shape]
     for key in resized:
         state[key] = _resize(key, state[key], own[key], source)

@@ -100,8 +100,18 @@ class Run:
             This process' :meth:`share`, for :meth:`take`; None where all processes' are one.
 
         Raises:
-            InputError: the epoch was divided among other processes or batches.
+            InputError: the epoch was divided among other processes or batches, or what was saved
+                is damaged.
         """
+        try:
+            return self._restore(saved, steps, rank, world)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+            reason = f"{type(e).__name__}: {e}"
+            raise InputError(f"--resume: its 'progress' is damaged ({reason}): get it again") from e
+
+    def _restore(
+        self, saved: dict[str, Any], steps: int, rank: int, world: int
+    ) -> dict[str, Any] | None:
         self.skipped = saved.get("skipped", 0)
         if not saved.get("step"):
             return None
@@ -118,7 +128,18 @@ class Run:
             Step(torch.tensor(loss, device=device), lr, torch.tensor(norm), torch.tensor(True), [])
             for loss, lr, norm in saved["recent"]
         ]
-        return saved["shares"][rank] if saved["shares"] else None
+        share = saved["shares"][rank] if saved["shares"] else None
+        if share is not None:
+            self._check_share(share)
+        return share
+
+    def _check_share(self, share: dict[str, Any]) -> None:
+        for name, buffer in self.float_buffers().items():
+            if share["buffers"][name].shape != buffer.shape:
+                raise ValueError(f"shape of {name}")
+        state, own = share["rng"][0], torch.get_rng_state()
+        if (state.shape, state.dtype) != (own.shape, own.dtype):
+            raise ValueError("state of the random generator")
 
     def take(self, share: dict[str, Any]) -> list[Tensor]:
         """Take over this process' buffers; returns where its generators stood.

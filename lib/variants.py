@@ -1,8 +1,7 @@
 """Ablations of LAVT as options: what stands in the place of PWAM, gate, norm and decoder input.
 
 Defaults are the published network. The paper compares a language pathway with none, PWAM with a
-plain fusion, activations of the gate, norms within PWAM and features for the decoder (LAVT,
-Sec. 4.4).
+plain fusion, activations of the gate, norms within PWAM, and features for the decoder.
 """
 
 from __future__ import annotations
@@ -162,7 +161,9 @@ def trained_with(recorded: Any, asked: Mapping[str, str]) -> dict[str, str]:
     """
     held = recorded if isinstance(recorded, Mapping) else getattr(recorded, "__dict__", {})
     published = asdict(PUBLISHED) | {"mha": ONE_HEAD}
-    return {name: str(held.get(name) or published[name]) for name in asked} if held else {}
+    # A stranger's file may hold anything under these names.
+    texts = {name: value for name, value in held.items() if isinstance(value, str)}
+    return {name: texts.get(name) or published[name] for name in asked} if held else {}
 
 
 def variant_of_names(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from lib.errors import InputError
 UInt8Array = npt.NDArray[np.uint8]
 
 MAX_OUTLINE = 2_000_000  # pixels along one polygon; the rasteriser's memory grows with it
+MAX_PAINTED = 4_000_000_000  # pixels of all an object's components: some ten seconds
 
 
 def draw_components(segmentation: Any, height: int, width: int, where: str) -> UInt8Array:
@@ -34,6 +35,8 @@ def draw_components(segmentation: Any, height: int, width: int, where: str) -> U
     components = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(components, list) or not components:
         raise InputError(f"{where} has no polygons; see refer/README.md for how to check the files")
+    if len(components) * height * width > MAX_PAINTED:
+        raise InputError(f"{where} has {len(components)} components, too many for its picture")
     total = np.zeros((height, width), np.uint8)
     for component in components:
         drawn = (

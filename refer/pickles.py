@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from lib.errors import InputError
 
 Ref = dict[str, Any]
 
-MAX_BYTES = 512 << 20  # RefCOCO's pickles have 15 to 45 MB
-MAX_UNFOLDING = 4  # items of containers a byte; 1 at most unless containers are shared
+MAX_BYTES = 256 << 20  # RefCOCO's pickles have 15 to 45 MB
+BYTES_PER_CONTAINER = 8  # in the file, on average; refs have over 20
+MAX_UNFOLDING = 2  # see `_Allowance`; 1 at most unless lists are shared
+MAX_TEXT = 4  # letters of sentences a byte; 2 at most unless strings are shared
+LIST_COST, DICT_COST = 8, 16  # of an empty one, in list items; about their memory
 MAX_DEPTH = 8  # a word lies four deep: refs, ref, sentences, sentence, tokens
-MAX_TUPLES = 10_000  # hashing recurses over nested tuples in C, without a limit of its own
 MAX_NUMBER_BYTES = 9  # of a LONG1; 64 bits and a sign
 MAX_LINE_NUMBER = 24  # characters of a number in the text protocol
 
@@ -28,22 +31,15 @@ _FIXED: dict[bytes, int] = {
     pickle.MARK: 0,
     pickle.POP: 0,
     pickle.POP_MARK: 0,
-    pickle.DUP: 0,
     pickle.NONE: 0,
     pickle.NEWTRUE: 0,
     pickle.NEWFALSE: 0,
-    pickle.EMPTY_LIST: 0,
-    pickle.EMPTY_DICT: 0,
-    pickle.EMPTY_TUPLE: 0,
-    pickle.LIST: 0,
-    pickle.DICT: 0,
     pickle.APPEND: 0,
     pickle.APPENDS: 0,
     pickle.SETITEM: 0,
     pickle.SETITEMS: 0,
     pickle.MEMOIZE: 0,
     pickle.PROTO: 1,
-    pickle.FRAME: 8,
     pickle.BININT: 4,
     pickle.BININT1: 1,
     pickle.BININT2: 2,
@@ -66,7 +62,17 @@ _PREFIXED: dict[bytes, int] = {
 }
 _TEXT_LINE = {pickle.STRING[0], pickle.UNICODE[0]}
 _NUMBER_LINE = {pickle.INT[0], pickle.LONG[0], pickle.FLOAT[0], pickle.PUT[0], pickle.GET[0]}
-_TUPLES = {pickle.TUPLE[0], pickle.TUPLE1[0], pickle.TUPLE2[0], pickle.TUPLE3[0]}
+_CONTAINERS = {pickle.EMPTY_LIST[0], pickle.EMPTY_DICT[0], pickle.LIST[0], pickle.DICT[0]}
+_TUPLES = {
+    pickle.EMPTY_TUPLE[0],
+    pickle.TUPLE[0],
+    pickle.TUPLE1[0],
+    pickle.TUPLE2[0],
+    pickle.TUPLE3[0],
+}
+# A tuple is admitted as the arguments of a call alone: hashed as a key, tuples of tuples take
+# time that doubles with each level. Picklers may note it between the two.
+_ARGUMENTS = re.compile(rb"(?:\x94|q.|r.{4}|p\d{1,20}\n)?R", re.DOTALL)
 
 _FIXED_SIZE = [_FIXED.get(bytes([op]), -1) for op in range(256)]
 _PREFIX_SIZE = {key[0]: width for key, width in _PREFIXED.items()}
@@ -77,6 +83,27 @@ _BYTES_CALLS = (b"_codecs\nencode\n", b"__builtin__\nbytes\n")
 
 class _Refused(Exception):
     """The pickle holds something that refs have no use for."""
+
+
+class _Allowance:
+    """How much may be made of a file: a few bytes can refer to one long list a billion times.
+
+    Args:
+        amount: in proportion to the file's size.
+    """
+
+    def __init__(self, amount: int) -> None:
+        self._left = amount + 64
+
+    def take(self, amount: int) -> None:
+        """Use some of it up.
+
+        Raises:
+            _Refused: there is not so much left.
+        """
+        self._left -= amount
+        if self._left < 0:
+            raise _Refused("it unfolds to far more than its size")
 
 
 def load_refs(path: str | Path) -> list[Ref]:
@@ -100,6 +127,7 @@ def load_refs(path: str | Path) -> list[Ref]:
     try:
         calls = _scan(data)
         plain = _Plain(len(data))(_Unpickler(data, calls).load(), 0)
+        _check_text(plain, _Allowance(MAX_TEXT * len(data)))
     except _Refused as error:
         raise InputError(
             f"{path}: refused, {error}; refs hold only lists, dicts, numbers and strings "
@@ -134,7 +162,9 @@ def _scan(data: bytes) -> bool:
     """Walk the opcodes, executing none.
 
     Bounded here because the unpickler takes them on trust: memo indices (it allocates up to
-    the index), lengths (it allocates them), digits of numbers, nested tuples.
+    the index), lengths (it allocates them), digits of numbers, frames (it would go on reading
+    behind the end of a false one), how many lists and dicts there are (each takes 70 bytes or
+    more).
 
     Args:
         data: the pickle.
@@ -145,34 +175,57 @@ def _scan(data: bytes) -> bool:
     Raises:
         _Refused: an opcode that could do more than build plain values.
     """
-    pos, end, tuples, calls = 0, len(data), 0, False
-    while pos < end:
+    calls = False
+    pos, end = 0, len(data)
+    limit = end  # of the frame, where there is one
+    containers = end // BYTES_PER_CONTAINER + 64
+    while pos < limit:
         op = data[pos]
         pos += 1
         size = _FIXED_SIZE[op]
         if size >= 0:
             pos += size
+        elif op in _CONTAINERS:
+            containers -= 1
         elif op in _PREFIX_SIZE:
             pos = _skip_prefixed(data, pos, op)
-        elif op == pickle.LONG_BINPUT[0]:
-            if int.from_bytes(data[pos : pos + 4], "little") > end:
-                raise _Refused("a memo index is larger than the file")
-            pos += 4
         elif op in _TEXT_LINE or op in _NUMBER_LINE:
             pos = _skip_line(data, pos, op)
-        elif op in _TUPLES:
-            tuples += 1
-        elif op == pickle.REDUCE[0] and calls:
-            tuples -= 1  # the call's own arguments
-        elif op == pickle.GLOBAL[0]:
-            pos, calls = _skip_call(data, pos), True
+        elif op == pickle.LONG_BINPUT[0]:
+            _check_index(int.from_bytes(data[pos : pos + 4], "little"), end)
+            pos += 4
+        elif op == pickle.FRAME[0]:
+            pos, limit = _enter_frame(data, pos, in_frame=limit < end)
         elif op == pickle.STOP[0]:
             break
-        else:
+        elif op == pickle.GLOBAL[0]:
+            pos, calls = _skip_call(data, pos), True
+        elif op in _TUPLES and not (calls and _ARGUMENTS.match(data, pos)):
+            raise _Refused("it has tuples, write lists")
+        elif op not in _TUPLES and not (op == pickle.REDUCE[0] and calls):
             raise _Refused(f"it does more than hold data (opcode {bytes([op])!r} at {pos - 1})")
-        if tuples > MAX_TUPLES:
-            raise _Refused(f"it has more than {MAX_TUPLES} tuples, write lists")
+        if containers < 0:
+            raise _Refused("it unfolds to far more than its size")
+        if pos >= limit:
+            if pos > limit:
+                raise _Refused("it is cut, or its frames are false")
+            limit = end
     return calls
+
+
+def _enter_frame(data: bytes, pos: int, in_frame: bool) -> tuple[int, int]:
+    """Where a frame's content begins and ends."""
+    begin = pos + 8
+    limit = begin + int.from_bytes(data[pos:begin], "little")
+    if in_frame or limit > len(data) or limit == begin:
+        raise _Refused("it is cut, or its frames are false")
+    return begin, limit
+
+
+def _check_index(index: int, size: int) -> None:
+    """Refuse a memo index that a file of so many bytes cannot have come to."""
+    if not 0 <= index <= size // 2 + 64:
+        raise _Refused("a memo index is larger than the file")
 
 
 def _skip_prefixed(data: bytes, pos: int, op: int) -> int:
@@ -191,8 +244,8 @@ def _skip_line(data: bytes, pos: int, op: int) -> int:
         raise _Refused("its last line is cut")
     if op in _NUMBER_LINE and stop - pos > MAX_LINE_NUMBER:
         raise _Refused("a number has more than 64 bits")
-    if op == pickle.PUT[0] and not 0 <= int(data[pos:stop]) <= len(data):
-        raise _Refused("a memo index is larger than the file")
+    if op == pickle.PUT[0]:
+        _check_index(int(data[pos:stop]), len(data))
     return stop + 1
 
 
@@ -214,53 +267,62 @@ def _latin1_for_bad_bytes(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("refer-latin1", _latin1_for_bad_bytes)
 
 
-def _make_bytes(text: str = "", encoding: str = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise _Refused("it calls a codec")
-    return text.encode("latin-1")
-
-
 class _Unpickler(pickle.Unpickler):
     """Runs a scanned pickle; Python 2's str becomes str."""
 
     def __init__(self, data: bytes, calls: bool) -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8", errors="refer-latin1")
         self._calls = calls
+        self._allowance = _Allowance(len(data))
 
     def find_class(self, module: str, name: str, /) -> Any:
         if self._calls and f"{module}\n{name}\n".encode() in _BYTES_CALLS:
-            return _make_bytes
+            return self._make_bytes
         raise _Refused(f"it asks for '{module}.{name}'")
 
     def persistent_load(self, pid: Any, /) -> Any:
         raise _Refused("it refers to objects outside itself")
 
+    def _make_bytes(self, text: str = "", encoding: str = "latin1") -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise _Refused("it calls a codec")
+        self._allowance.take(len(text))
+        return text.encode("latin-1")
+
 
 class _Plain:
-    """Copies a loaded value as a tree of list, dict, str, int, float, bool and None.
-
-    Also bounds the tree: a few bytes can refer to one list a billion times.
-    """
+    """Copies a loaded value as a tree of list, dict, str, int, float, bool and None."""
 
     def __init__(self, pickle_bytes: int) -> None:
-        self._left = MAX_UNFOLDING * pickle_bytes
+        self._allowance = _Allowance(MAX_UNFOLDING * pickle_bytes)
+        self._decoded: dict[bytes, str] = {}  # each once, however often it is referred to
 
     def __call__(self, value: Any, depth: int) -> Any:
         kind = type(value)
         if kind is str or kind is int or kind is float or kind is bool or value is None:
             return value
         if kind is bytes:
-            return value.decode("utf-8", "refer-latin1")
-        if kind is not list and kind is not dict and kind is not tuple:
+            if value not in self._decoded:
+                self._decoded[value] = value.decode("utf-8", "refer-latin1")
+            return self._decoded[value]
+        if kind is not list and kind is not dict:
             raise _Refused(f"it holds a {kind.__name__}")
-        self._left -= len(value)
-        if self._left < 0:
-            raise _Refused("it refers to the same lists over and over")
+        self._allowance.take(len(value) + (DICT_COST if kind is dict else LIST_COST))
         if depth == MAX_DEPTH:
             raise _Refused(f"it is nested more than {MAX_DEPTH} deep")
         if kind is dict:
             return {self(k, MAX_DEPTH): self(v, depth + 1) for k, v in value.items()}
         return [self(item, depth + 1) for item in value]
+
+
+def _check_text(refs: Any, allowance: _Allowance) -> None:
+    """Bound the sentences' letters: all of them are copied, split and tokenised."""
+    for ref in refs if isinstance(refs, list) else []:
+        sentences = ref.get("sentences") if isinstance(ref, dict) else None
+        for sentence in sentences if isinstance(sentences, list) else []:
+            if isinstance(sentence, dict):
+                texts = (sentence.get("raw"), sentence.get("sent"))
+                allowance.take(max(len(text) for text in (*texts, "") if isinstance(text, str)))
 
 
 def _reference(ref: Any, where: str) -> Ref:

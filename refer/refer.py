@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from data.images import open_rgb
 from lib.errors import InputError
 from refer.instances import Record, load_instances
-from refer.masks import draw_components
+from refer.masks import MAX_OUTLINE, draw_components
 from refer.pickles import Ref, load_refs
 
 DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
@@ -65,6 +65,7 @@ class REFER:
         self.dataset = dataset
         self.splitBy = splitBy
         self.IMAGE_DIR = image_folder(self.ROOT_DIR, dataset, image_root)
+        self._real_image_dir = os.path.realpath(self.IMAGE_DIR)
         pickle_path = _refs_pickle(self.DATA_DIR, splitBy)
         instances_path = self.DATA_DIR / "instances.json"
         if not os.path.isfile(instances_path):
@@ -210,7 +211,7 @@ class REFER:
         """Bounding box [x, y, width, height] in pixels: the annotation's, else the mask's."""
         ref = self._get(self.Refs, ref_id, "ref_id")
         box = self.refToAnn[ref_id].get("bbox")
-        if isinstance(box, list) and [type(n) in (int, float) for n in box] == [True] * 4:
+        if isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box)):
             return box.copy()
         ys, xs = np.nonzero(self.getMask(ref)["mask"])
         if not len(xs):
@@ -241,7 +242,8 @@ class REFER:
         """Where an image's file is expected.
 
         Raises:
-            InputError: the file's name leads out of the image folder.
+            InputError: the file's name, or a symbolic link in the folder, leads out of the
+                image folder. The folder itself may be a link.
         """
         name = self._get(self.Imgs, image_id, "image_id")["file_name"]
         if leads_out(name):
@@ -249,7 +251,14 @@ class REFER:
                 f"{self.DATA_DIR / 'instances.json'}: the file name {name[:80]!r} of image "
                 f"{image_id} leads out of the image folder"
             )
-        return self.IMAGE_DIR / name
+        path = self.IMAGE_DIR / name
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, self._real_image_dir]) != self._real_image_dir:
+            raise InputError(
+                f"image {path} is a link out of the image folder: put the picture itself there, "
+                "or name the folder that it is in with --image_root"
+            )
+        return path
 
     def open_image(self, image_id: int) -> Image.Image:
         """Open an image as RGB.
@@ -309,7 +318,17 @@ class REFER:
 def leads_out(file_name: str) -> bool:
     """Whether a file name, taken relative to a folder, may be of a file outside of it."""
     parts = PurePosixPath(file_name.replace("\\", "/")).parts
-    return not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in file_name
+    unsafe = not parts or parts[0][0] == "/" or ".." in parts or ":" in parts[0]
+    return unsafe or "\0" in file_name or not _is_text(file_name)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file can be called so; half a surrogate pair, as in broken JSON, is no letter."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def in_split(label: str, split: str) -> bool:
@@ -335,6 +354,10 @@ def _no_garbage() -> Iterator[None]:
 
 def _ids(ids: Ids) -> Sequence[int]:
     return [ids] if isinstance(ids, int) else list(ids)
+
+
+def _is_coordinate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= MAX_OUTLINE  # not nan
 
 
 def _by_id(records: list[Record], key: str, what: str, path: Path) -> dict[int, Record]:

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
 from benchmarks import fuzz
 from benchmarks.fuzz_cases import MARKER, TARGETS, Sound, Target
 from lib.errors import InputError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer needs Linux")
-st = pytest.importorskip("hypothesis.strategies", reason="needs requirements-dev.txt")
 
 
 @pytest.fixture(scope="module")

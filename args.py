@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,22 @@ from lib.errors import InputError
 from lib.lavt import parse_heads
 from lib.losses import LOSSES
 from lib.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
+from lib.protocol import EVAL_MODES, EVAL_SIZES, MASK_MODES, TEXTS, VAL_EXPRESSIONS, Protocol
+from lib.recipes import expand
 from lib.segmentation import MODELS
 from lib.variants import CHOICES, Variant
 
+TABLE_ENDINGS = (".md", ".tex", ".csv")
 DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
 
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are :class:`InputError`, so that all look alike."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with the options of recipes (``@recipes/NAME.args``) before the others."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(expand(words, self.prog), namespace)
 
     def error(self, message: str) -> Any:
         """Raise instead of exiting."""
@@ -66,9 +75,15 @@ def common_parser(description: str) -> Parser:
     data.add_argument("--image_root", default=None, help="folder of the pictures, if elsewhere")
     data.add_argument(
         "--mask_mode",
-        choices=("release", "union"),
+        choices=MASK_MODES,
         default="release",
         help="pixels in two polygons of an object: background as in the release, or object",
+    )
+    data.add_argument(
+        "--text", choices=TEXTS, default="raw", help="expressions as written, or cleaned"
+    )
+    data.add_argument(
+        "--max_tokens", type=int, default=None, help="where a text is cut (20; crossvlt: 21)"
     )
     data.add_argument("--img_size", type=int, default=480, help="square resize, pixels")
     data.add_argument(
@@ -87,6 +102,9 @@ def common_parser(description: str) -> Parser:
     run.add_argument("--device", default="cuda:0", help="the CPU is used where there is no CUDA")
     run.add_argument("--print-freq", type=int, default=10, help="steps between log lines")
     run.add_argument("--amp", default="off", choices=AMP, help="mixed precision")
+    run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    run.add_argument("--channels-last", action="store_true", help="memory format of convolutions")
+    run.add_argument("--tf32", action="store_true", help="float32 matmuls of a GPU in TF32")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
     train = p.add_argument_group("training")
@@ -133,6 +151,14 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.prog = "train.py"
     g = p.add_argument_group("beyond the published options")
     g.add_argument("--loss", default="ce", choices=list(LOSSES))
+    g.add_argument(
+        "--scale_lr",
+        type=int,
+        default=0,
+        metavar="BASE",
+        help="--lr is for so many samples a step: scale it with processes, --batch-size and "
+        "--accumulate (0: do not)",
+    )
     g.add_argument("--drop_path", type=float, default=0.3, help="rate of the last Swin block")
     g.add_argument(
         "--lang_layers",
@@ -154,7 +180,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="BERT's dropout while training (model: off for lavt, on for lavt_one)",
     )
     g.add_argument("--val_split", default="val", help="split evaluated while training")
-    g.add_argument("--val_expressions", choices=("one", "all"), default=None, help="per object")
+    g.add_argument("--val_expressions", choices=VAL_EXPRESSIONS, default=None, help="per object")
     g.add_argument("--eval_every", type=int, default=1, metavar="N", help="epochs")
     g.add_argument(
         "--stop_after",
@@ -188,6 +214,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--accumulate", type=int, default=1, metavar="N", help="batches that make one step"
     )
     g.add_argument(
+        "--grad-checkpoint", action="store_true", help="less memory: compute Swin blocks twice"
+    )
+    g.add_argument(
         "--fused_adamw",
         choices=("auto", "on", "off"),
         default="auto",
@@ -219,7 +248,8 @@ FREE_TO_CHANGE = """
     resume device workers pin_mem print_freq output_dir local_rank refer_data_root
     image_root bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
     save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
-    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw
+    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
+    channels_last tf32 grad_checkpoint
 """
 
 
@@ -251,9 +281,36 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.prog = "test.py"
     g = p.add_argument_group("beyond the published options")
     g.add_argument(
+        "--eval_mode",
+        choices=EVAL_MODES,
+        default="each",
+        help="an object's expressions: one by one (standard), joined, or predictions averaged",
+    )
+    g.add_argument(
+        "--eval_size",
+        choices=EVAL_SIZES,
+        default="model",
+        help="count pixels at --img_size (standard), or at the photo's own size",
+    )
+    g.add_argument(
+        "--val_expressions",
+        choices=VAL_EXPRESSIONS,
+        default="all",
+        help="per object; one: drawn by --seed, as after an epoch of training",
+    )
+    g.add_argument(
         "--results",
         default=None,
-        help="JSON file (default: results_….json in ./models/<model_id>/)",
+        help="JSON file (default: results_….json in ./models/<model_id>/); "
+        "the tables go beside it as .md, .tex and .csv",
+    )
+    g.add_argument(
+        "--predictions",
+        nargs="?",
+        const="",
+        default=None,
+        metavar="FILE",
+        help="write every sample's masks and counts (default: predictions_….jsonl beside results)",
     )
     g.add_argument(
         "--control",
@@ -264,9 +321,15 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.splits = [s for s in args.split.split(",") if s]
     if not args.splits or len(set(args.splits)) < len(args.splits):
         raise InputError(f"--split {args.split}: give a split, or several different ones by commas")
+    if args.eval_mode != "each" and args.val_expressions == "one":
+        raise InputError(
+            f"--eval_mode {args.eval_mode} takes all expressions of an object, "
+            "--val_expressions one a single one: leave one of them out"
+        )
     if not args.resume:
         raise InputError("--resume is missing: give the checkpoint to evaluate")
     _check(args)
+    _name_outputs(args)
     return args
 
 
@@ -274,17 +337,35 @@ MAX_NUMBER = 2**31 - 1
 HIGHEST = {"img_size": 16384, "ape": 4096, "workers": 1024}  # beyond them, memory is
 
 
+def _name_outputs(args: argparse.Namespace) -> None:
+    """Say where results and predictions go; each protocol has files of its own."""
+    differences = protocol_of(args).differences()
+    differences.pop("img_size", None)  # the checkpoint's, as a rule: it tells no two runs apart
+    name = "_".join(
+        [args.dataset, args.splitBy, *args.splits, *(f"{k}-{v}" for k, v in differences.items())]
+    )
+    folder = Path("models") / args.model_id
+    args.results = args.results or str(folder / f"results_{name}.json")
+    if Path(args.results).suffix in TABLE_ENDINGS:
+        raise InputError(f"--results {args.results}: a table will be there; name a .json file")
+    if args.predictions == "":
+        args.predictions = str(Path(args.results).parent / f"predictions_{name}.jsonl")
+    if args.predictions is not None and Path(args.predictions) == Path(args.results):
+        raise InputError(f"--predictions {args.predictions}: --results is there; name another file")
+
+
 def _check(args: argparse.Namespace) -> None:
     """Fill in what depends on the model, and refuse values that would only fail later."""
     entry = MODELS[args.model]
-    for name in ("lr", "batch_size", "val_expressions"):
+    for name in ("lr", "batch_size", "val_expressions", "max_tokens"):
         if getattr(args, name, "") is None:
             setattr(args, name, getattr(entry, name))
-    args.max_tokens = entry.max_tokens
     args.window = 12 if args.window12 else 7
     positive = ["batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every", "accumulate"]
+    positive.append("max_tokens")
     not_negative = [
         "workers",
+        "scale_lr",
         "weight_decay",
         "ape",
         "seed",
@@ -325,6 +406,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "drop_path": getattr(args, "drop_path", 0.0),
         "ape_grid": args.ape,
         "text_dropout": dropout,
+        "max_tokens": args.max_tokens,
         "variant": variant(args),
     }
 
@@ -355,6 +437,11 @@ def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
     g.add_argument("--rle", action="store_true", help="also X.rle.json, COCO's compressed RLE")
     g.add_argument(
         "--prob", action="store_true", help="also X.prob.png, 16 bits: 65535 is certainly inside"
+    )
+    g.add_argument(
+        "--attention",
+        action="store_true",
+        help="also X.attention.png, how much each pixel listens to each word, at every stage",
     )
     args = p.parse_args(argv)
     example = (
@@ -400,10 +487,33 @@ def parse_report(
     return args
 
 
+def speed_options(args: argparse.Namespace) -> dict[str, bool]:
+    """The keywords of :func:`lib.speed.prepare` that the options ask for."""
+    return {"channels_last": args.channels_last, "compiled": args.compile, "tf32": args.tf32}
+
+
 def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of :class:`data.dataset_refer_bert.ReferDataset` that the options ask for."""
+    at_photo = getattr(args, "eval_size", "model") == "original"
     return {
         "img_size": args.img_size,
         "max_tokens": args.max_tokens,
         "union_masks": args.mask_mode == "union",
+        "text": args.text,
+        "eval_mode": getattr(args, "eval_mode", "each"),
+        "photo_masks": at_photo or getattr(args, "predictions", None) is not None,
     }
+
+
+def protocol_of(args: argparse.Namespace) -> Protocol:
+    """What the numbers of an evaluation mean, by test.py or after an epoch of train.py."""
+    return Protocol(
+        eval_mode=getattr(args, "eval_mode", "each"),
+        eval_size=getattr(args, "eval_size", "model"),
+        text=args.text,
+        mask_mode=args.mask_mode,
+        val_expressions=getattr(args, "val_expressions", "all"),
+        img_size=args.img_size,
+        max_tokens=args.max_tokens,
+        model_tokens=MODELS[args.model].max_tokens,
+    )

@@ -3,6 +3,7 @@
 python demo_inference.py --image photo.jpg --sentence "the dog on the left" --resume CKPT
 python demo_inference.py --image FOLDER --sentence "dog" "cat" --resume CKPT --output DIR
 python demo_inference.py --list pairs.json --resume CKPT --output DIR --caption --mask --rle --prob
+python demo_inference.py ... --attention
 
 The model sees what it saw in training: the photo resized to a square of --img_size. Its logits
 are resized back to the photo's own size, bilinearly, and the mask is their argmax there. All
@@ -22,24 +23,24 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
-from pycocotools import mask as coco_mask
 from torch import Tensor
-from torch.nn import functional as F
 
 import utils
-from args import model_options, parse_demo
+from args import model_options, parse_demo, speed_options
 from bert import encode, load_tokenizer
 from bert.tokenizer import Tokenizer
 from data.images import open_rgb
 from data.transforms import Preprocess
-from lib import checkpoint, engine
+from lib import checkpoint, engine, speed
+from lib.attention import attention_figure, fusions, word_attention
+from lib.engine import at_size
 from lib.errors import InputError
+from lib.masks import run_lengths
 from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.visualize import WRITABLE, overlay, printable, write_picture
@@ -48,13 +49,6 @@ from utils import log
 READABLE = (*WRITABLE, ".gif", ".ppm")
 MAX_LIST = 64 << 20  # bytes of --list
 SHOWN = 40  # characters of a name or sentence in the table
-
-
-class Segmentation(NamedTuple):
-    """What the model says about one sentence, at the photo's own size."""
-
-    mask: npt.NDArray[np.bool_]  # (H, W)
-    probability: npt.NDArray[np.float32]  # (H, W), of belonging to the object
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,8 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[Segmenter, Tok
     content = checkpoint.read_file(args.resume)
     model = build_model(args.model, **model_options(args))
     checkpoint.load_model(model, content, args.resume)
-    return model.to(device).eval(), load_tokenizer(args.bert_tokenizer)
+    speed.prepare(model.to(device).eval(), **speed_options(args))
+    return model, load_tokenizer(args.bert_tokenizer)
 
 
 @torch.inference_mode()
@@ -116,22 +111,6 @@ def predict(
             out = model(pictures, batch["input_ids"], batch["attention_mask"])
         logits.append(out.float())
     return torch.cat(logits)
-
-
-@torch.inference_mode()
-def at_size(logits: Tensor, height: int, width: int) -> Segmentation:
-    """Answer one sentence at the photo's own size.
-
-    The logits, not the mask, are resized (bilinear, pixel centres as PIL has them), so that the
-    contour is as smooth as the model's belief; the mask is their argmax.
-
-    Args:
-        logits: (2, S, S).
-        height, width: of the photo, pixels.
-    """
-    full = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
-    mask = full.argmax(0) == 1
-    return Segmentation(mask.cpu().numpy(), full.softmax(0)[1].cpu().numpy())
 
 
 def open_upright(path: Path) -> Image.Image:
@@ -279,8 +258,9 @@ def _new_name(stem: str, taken: set[str]) -> str:
 
 
 def side_files(path: Path) -> dict[str, Path]:
-    """Where mask, RLE and probability map go, beside an overlay."""
+    """Where mask, RLE, probability map and attention go, beside an overlay."""
     endings = {"mask": ".mask.png", "rle": ".rle.json", "prob": ".prob.png"}
+    endings["attention"] = ".attention.png"
     return {kind: path.with_name(path.stem + ending) for kind, ending in endings.items()}
 
 
@@ -327,10 +307,35 @@ def answer(job: Job, photo: Image.Image, logits: Tensor, args: argparse.Namespac
     return shares
 
 
-def run_lengths(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's compressed RLE of a mask (H, W): {'size': [H, W], 'counts': text}."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+@torch.inference_mode()
+def explain(
+    job: Job,
+    photo: Image.Image,
+    logits: Tensor,
+    model: Segmenter,
+    tokenizer: Tokenizer,
+    args: argparse.Namespace,
+) -> None:
+    """Write the attention figures of a job; the other arguments are those of :func:`predict`.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    device = next(model.parameters()).device
+    image = Preprocess(args.img_size).image(photo)[None]
+    for sentence, path, of_sentence in zip(job.sentences, job.overlays, logits, strict=True):
+        ids, mask = encode(tokenizer, [sentence], args.max_tokens)
+        batch = {"image": image, "input_ids": ids, "attention_mask": mask}
+        maps = word_attention(model, **engine.to_device(batch, device))
+        real = int(mask.sum())
+        figure = attention_figure(
+            photo,
+            overlay(photo, at_size(of_sentence, photo.height, photo.width).mask),
+            tokenizer.convert_ids_to_tokens(ids[0, :real].tolist()),
+            [m[0, :real].float().cpu().numpy() for m in maps],
+            printable(sentence),
+        )
+        write_picture(figure, side_files(path)["attention"])
 
 
 def _table(jobs: Sequence[Job]) -> Callable[..., str]:
@@ -369,6 +374,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = utils.init_distributed(args.device, args.local_rank)
     utils.setup_logging(None, info.rank)
     model, tokenizer = load(args, info.device)
+    if args.attention:
+        fusions(model)  # has none: said before anything is written
     warn_of_long(tokenizer, (s for job in jobs for s in job.sentences), args.max_tokens)
     row = _table(jobs)
     log.info("%s", row("photo", "sentence", "covered", "overlay"))
@@ -393,6 +400,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.amp,
         )
         shares = answer(job, photo, logits, args)
+        if args.attention:
+            explain(job, photo, logits, model, tokenizer, args)
         for sentence, path, share in zip(job.sentences, job.overlays, shares, strict=True):
             log.info("%s", row(job.photo.name, sentence, f"{share:.2%}", path))
             if not share:

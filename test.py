@@ -6,30 +6,38 @@ python test.py --dataset refcoco --split val --resume ./checkpoints/refcoco.pth 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 import utils
-from args import dataset_options, model_options, parse_test
+from args import dataset_options, model_options, parse_test, protocol_of, speed_options
 from bert import load_tokenizer
 from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
-from data.loaders import ShardedBatches, build_loader
-from lib import checkpoint, engine
-from lib.metrics import Metrics, summarise
+from data.loaders import ShardedBatches, build_loader, one_expression_per_object
+from lib import checkpoint, engine, predictions, speed
+from lib.metrics import summarise
 from lib.model import Segmenter
+from lib.protocol import Protocol, warning
 from lib.segmentation import build_model
+from lib.summary import Summary, summary
 from refer.refer import REFER
+from tools import published, tables
 from utils import DistInfo, log
 
-Table = list[tuple[str, Metrics]]
+Write = Callable[[engine.Answer], None]
 
 
 def count(
-    model: Segmenter, dataset: Dataset, indices: list[int], args: argparse.Namespace, info: DistInfo
+    model: Segmenter,
+    dataset: Dataset,
+    indices: list[int],
+    args: argparse.Namespace,
+    info: DistInfo,
+    answer: Write | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union of the samples ``indices``, shared between the processes."""
     batches = ShardedBatches(indices, args.batch_size, info.rank, info.world)
@@ -41,66 +49,120 @@ def count(
         info.device,
         args.amp,
         lambda items: utils.progress(items, "evaluation", info.rank, len(batches)),
+        at_photo=getattr(args, "eval_size", "model") == "original",
+        answer=answer,
     )
     utils.all_reduce_sum(counts.table)
     return counts.of(indices)
 
 
 def evaluate_split(
-    model: Segmenter, dataset: ReferDataset, args: argparse.Namespace, info: DistInfo
-) -> dict[str, Metrics]:
-    """Metrics of a split: 'all', each 'kind: …' where known, and with ``--control`` that too."""
-    indices = list(range(len(dataset)))
-    inter, union = count(model, dataset, indices, args, info)
-    rows = {"all": summarise(inter, union)}
-    kinds = dataset.kinds()
-    if kinds:
-        of_sample = np.array([kinds.get(r.sent_id, "unknown") for r in dataset.records])
-        for kind in sorted(set(of_sample)):
-            rows[f"kind: {kind}"] = summarise(inter[of_sample == kind], union[of_sample == kind])
+    model: Segmenter,
+    dataset: ReferDataset,
+    args: argparse.Namespace,
+    info: DistInfo,
+    answer: Write | None = None,
+) -> Summary:
+    """Numbers of a split; ``answer`` takes what this process found for each of its samples."""
+    samples = list(range(len(dataset)))
+    if args.val_expressions == "one":
+        samples = one_expression_per_object(dataset.samples_of_ref, args.seed, 0)
+    inter, union = count(model, dataset, samples, args, info, answer)
+    objects = [dataset.records[i].ann_id for i in samples]
+    kinds = dataset.sample_kinds()
+    found = summary(inter, union, objects, [kinds[i] for i in samples])
     if args.control:
         control = OtherObjectSentences(dataset)
-        if control.indices:
-            rows["same, right sentence"] = summarise(inter[control.indices], union[control.indices])
-            wrong = count(model, control, control.indices, args, info)
-            rows["same, sentence of another object"] = summarise(*wrong)
-    return rows
+        if chosen := sorted(set(samples) & set(control.indices)):
+            same = np.isin(samples, chosen)
+            found.rows["same, right sentence"] = summarise(inter[same], union[same])
+            wrong = count(model, control, chosen, args, info)
+            found.rows["same, sentence of another object"] = summarise(*wrong)
+    return found
 
 
-def format_table(rows: Table) -> str:
-    """Rows as papers print them, under a header."""
-    width = max(len(name) for name, _ in rows)
-    head = ["P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "oIoU", "mIoU", "n"]
-    lines = [" " * width + "".join(f"{h:>8}" for h in head)]
-    for name, m in rows:
-        values = [*m.precision.values(), m.oIoU, m.mIoU]
-        cells = "".join(f"{v:8.2f}" for v in values)
-        lines.append(f"{name:<{width}}{cells}{m.samples:>8}")
-    return "\n".join(lines)
+@contextlib.contextmanager
+def recording(
+    path: str | None, protocol: str, info: DistInfo
+) -> Iterator[Callable[[ReferDataset], Write | None]]:
+    """Write what is predicted for every sample of one split after another, by all processes.
+
+    Args:
+        path: of the file; None writes none.
+        protocol: label of the evaluation's protocol.
+        info: this process among all.
+
+    Yields:
+        What gives each split, in turn, the function that takes the answers to its samples.
+    """
+    if path is None:
+        yield lambda _: None
+        return
+    part, before = predictions.Part(Path(path), info.rank), 0
+
+    def writer(dataset: ReferDataset) -> Write:
+        nonlocal before
+        first, kinds = before, dataset.sample_kinds()
+        before += len(dataset)
+
+        def write(answer: engine.Answer) -> None:
+            kind = kinds[answer.sample]
+            about = dataset.describe(answer.sample) | ({"kind": kind} if kind else {})
+            part.write(first + answer.sample, predictions.line(about, answer, protocol))
+
+        return write
+
+    try:
+        yield writer
+        part.close()
+    except BaseException:
+        part.discard()
+        raise
+    utils.barrier()
+    if info.is_main:
+        predictions.merge_parts(Path(path), info.world)
+        log.info("written: %s", path)
 
 
-def protocol(args: argparse.Namespace) -> str:
-    """What the numbers mean, in words; says so where it is not the published protocol."""
-    overlap = "background" if args.mask_mode == "release" else "object (not the published protocol)"
-    return (
-        f"every expression alone, raw text, IoU at {args.img_size} x {args.img_size}, "
-        f"pixels in two polygons of an object are {overlap}"
-    )
+def tabulate(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    datasets: dict[str, ReferDataset],
+    splits: dict[str, Summary],
+) -> tables.Results:
+    """The splits beside what is published for them."""
+    entries = []
+    for split, found in splits.items():
+        data, dataset = (args.dataset, args.splitBy, split), datasets[split]
+        known = published.look_up(
+            args.model, data, protocol, len(dataset.samples_of_ref), dataset.expressions
+        )
+        entries.append(tables.Entry(split, found, known))
+    facts = {"dataset": args.dataset, "splitBy": args.splitBy, "model": args.model}
+    title = f"{tables.NAMES[args.dataset]} ({args.splitBy}), {args.model}"
+    return tables.Results(title, facts, protocol.label, entries)
 
 
-def results(
-    args: argparse.Namespace, splits: dict[str, dict[str, Metrics]], content_hash: str
-) -> dict[str, Any]:
-    """The record of an evaluation."""
-    return {
-        "splits": {
-            split: {name: m.as_dict() for name, m in rows.items()} for split, rows in splits.items()
-        },
-        "protocol": protocol(args),
-        "checkpoint": {"path": str(args.resume), "sha256": content_hash},
+def write(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    splits: dict[str, Summary],
+    results: tables.Results,
+    info: DistInfo,
+) -> None:
+    """Write the record of an evaluation, and its tables beside it."""
+    path = Path(args.results)
+    content = {
+        "splits": {split: found.as_dict() for split, found in splits.items()},
+        "protocol": protocol.as_dict(),
+        "checkpoint": {"path": str(args.resume), "sha256": checkpoint.file_hash(args.resume)},
         "args": vars(args),
-        "environment": utils.environment(),
+        "seed": args.seed,
+        "environment": utils.environment() | {"device": str(info.device)},
     }
+    utils.write_json(content, path)
+    for written in [path, *tables.write_tables(results, path)]:
+        log.info("written: %s", written)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = checkpoint.read_file(args.resume)
     model = build_model(args.model, **model_options(args))
     checkpoint.load_model(model, content, args.resume)
-    model.to(info.device)
+    speed.prepare(model.to(info.device), **speed_options(args))
     tokenizer = load_tokenizer(args.bert_tokenizer)
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
     datasets = {
@@ -120,20 +182,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for dataset in datasets.values():
         dataset.check_images()
-    splits: dict[str, dict[str, Metrics]] = {}
-    for split, dataset in datasets.items():
-        log.info("%s %s: %d expressions", args.dataset, split, len(dataset))
-        splits[split] = evaluate_split(model, dataset, args, info)
-        log.info("%s", splits[split]["all"].release_text())
-    log.info(
-        "%s",
-        format_table([(f"{s} {n}", m) for s, rows in splits.items() for n, m in rows.items()]),
-    )
     if info.is_main:
-        name = f"results_{args.dataset}_{args.splitBy}_{'_'.join(args.splits)}.json"
-        path = Path(args.results or Path("models") / args.model_id / name)
-        utils.write_json(results(args, splits, checkpoint.file_hash(args.resume)), path)
-        log.info("written: %s", path)
+        utils.make_folder(Path(args.results).parent)
+    protocol = protocol_of(args)
+    splits: dict[str, Summary] = {}
+    with recording(args.predictions, protocol.label, info) as writer:
+        for split, dataset in datasets.items():
+            log.info("%s %s: %d samples", args.dataset, split, len(dataset))
+            if not protocol.is_standard:
+                log.info("%s", warning(protocol.label))
+            splits[split] = evaluate_split(model, dataset, args, info, writer(dataset))
+            log.info("%s", splits[split].rows["all"].release_text())
+    results = tabulate(args, protocol, datasets, splits)
+    log.info("%s", tables.as_text(results))
+    if info.is_main:
+        write(args, protocol, splits, results, info)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import utils
-from args import compare_args, dataset_options, model_options, parse_train
+from args import compare_args, dataset_options, model_options, parse_train, protocol_of
 from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import (
@@ -28,12 +28,13 @@ from data.loaders import (
     build_loader,
     one_expression_per_object,
 )
-from lib import checkpoint, engine, optim
+from lib import checkpoint, engine, optim, speed
 from lib.errors import InputError
 from lib.losses import LOSSES
 from lib.metrics import Metrics, summarise
 from lib.model import Objective
 from lib.pretrained import load_swin_weights
+from lib.protocol import tag
 from lib.run import Run
 from lib.segmentation import build_model
 from lib.states import StateFiles
@@ -61,10 +62,16 @@ def build(
         if args.pretrained_swin_weights:
             log.info(load_swin_weights(model, args.pretrained_swin_weights))
     model.to(info.device)
+    if args.channels_last:
+        speed.use_channels_last(model)
+    if args.grad_checkpoint:
+        speed.recompute_blocks(model)
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)
     optim.freeze_unused(model, groups)
     fused = args.fused_adamw == "on" or (args.fused_adamw == "auto" and info.device.type == "cuda")
-    optimizer = optim.build_optimizer(groups, args.lr, args.weight_decay, args.amsgrad, fused)
+    total_batch = info.world * args.batch_size * args.accumulate
+    lr = optim.scaled_lr(args.lr, total_batch, args.scale_lr)
+    optimizer = optim.build_optimizer(groups, lr, args.weight_decay, args.amsgrad, fused)
     scheduler = optim.poly_schedule(optimizer, steps_per_epoch * args.epochs)
     scaler = torch.amp.GradScaler(info.device.type, enabled=args.amp == "fp16")
     run = Run(model, optimizer, scheduler, scaler)
@@ -124,7 +131,11 @@ class Trainer:
         self.train_set, self.val_set, self.sampler, self.files = train_set, val_set, sampler, files
         self.steps = len(sampler) // args.accumulate  # an epoch
         self.loader = build_loader(train_set, sampler, args.workers, args.pin_mem)
-        self.objective = wrap(Objective(run.model, LOSSES[args.loss]), info)
+        objective = Objective(run.model, LOSSES[args.loss])
+        if args.compile:
+            speed.compile_module(objective)
+        self.objective = wrap(objective, info)
+        self.protocol = protocol_of(args).label  # of the validation
         self.folder = Path("models") / args.model_id
         self.metrics_file = self.folder / "metrics.jsonl"
         self.board: Any = None  # TensorBoard's writer
@@ -232,7 +243,8 @@ class Trainer:
         run.epoch += 1
         better = metrics is not None and metrics.oIoU > run.best_oIoU
         if metrics is not None:
-            log.info("epoch %d  oIoU %.2f  mIoU %.2f", run.epoch, metrics.oIoU, metrics.mIoU)
+            numbers = (run.epoch, metrics.oIoU, metrics.mIoU)
+            log.info("epoch %d  oIoU %.2f  mIoU %.2f%s", *numbers, tag(self.protocol))
         if better and metrics is not None:
             run.best_oIoU = metrics.oIoU
         loss = run.loss_sum / run.loss_count if run.loss_count else float("nan")
@@ -240,12 +252,12 @@ class Trainer:
         record |= {"loss": loss, "seconds": round(seconds, 2)}
         record |= {"peak_memory_gb": round(utils.peak_memory_gb(self.info.device), 3)}
         if metrics is not None:
-            record |= {"val": metrics.as_dict()}
+            record |= {"val": metrics.as_dict(), "protocol": self.protocol}
         self.record(record)
         run.step, run.loss_sum, run.loss_count = 0, 0.0, 0
         self.save([], best=better)
         if better:
-            log.info("better than before: oIoU %.2f", run.best_oIoU)
+            log.info("better than before: oIoU %.2f%s", run.best_oIoU, tag(self.protocol))
         utils.barrier()
 
     # ---- states ----
@@ -409,6 +421,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     Raises:
         Stopped: a signal came; what could be saved was.
     """
+    if args.tf32:
+        speed.allow_tf32()
     if args.deterministic:
         utils.make_deterministic()
     info = utils.init_distributed(args.device, args.local_rank)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -353,8 +354,8 @@ def make_folder(path: Path) -> None:
         raise InputError(f"cannot write to the folder {path}: choose another or change its rights")
 
 
-def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write a JSON file whole or not at all.
+def write_text(content: str, path: str | os.PathLike[str]) -> None:
+    """Write a text file whole or not at all, in UTF-8.
 
     Raises:
         InputError: it cannot be written.
@@ -363,10 +364,19 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         make_folder(path.parent)
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(content, encoding="utf-8")
         os.replace(partial, path)
     except OSError as e:
         raise InputError(f"cannot write {path}: {e.strerror}") from e
+
+
+def write_json(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    write_text(json.dumps(content, indent=1) + "\n", path)
 
 
 def set_aside(path: Path) -> None:
@@ -448,27 +458,39 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def environment() -> dict[str, Any]:
-    """Versions, commit and time, for the record of a result."""
-    import torchvision
-    import transformers
+PACKAGES = (
+    *("torch", "torchvision", "timm", "transformers", "tokenizers"),
+    *("pycocotools", "numpy", "pillow", "scipy"),
+)
 
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, processes and time, for the record of a result."""
     return {
         "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
+        **{name: _version(name) for name in PACKAGES},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": dist.get_world_size() if dist.is_initialized() else 1,
+        "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
+def _version(package: str) -> str | None:
+    if package == "torch":
+        return torch.__version__  # with the build, which the package's record may leave out
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _git_commit() -> str | None:
+    """The commit of this code, with '-dirty' where tracked files were changed since."""
     try:
         out = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,

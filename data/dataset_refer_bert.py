@@ -7,28 +7,35 @@ import os.path
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
 from bert.tokenizer import Tokenizer, encode
 from data.transforms import Preprocess
 from lib.errors import InputError
+from lib.masks import run_lengths
+from refer.pickles import Ref
 from refer.refer import REFER
 
 
-class Sample(TypedDict):
-    """One sentence about one object; a loader stacks them along a batch axis B."""
+class Sample(TypedDict, total=False):
+    """A text about an object, or all its texts; a loader stacks samples along a batch axis B."""
 
     image: Tensor  # (3, S, S) uint8
     target: Tensor  # (S, S) int64 in {0, 1}
-    input_ids: Tensor  # (N_l,) int64
-    attention_mask: Tensor  # (N_l,) int64, 1 = real token
+    input_ids: Tensor  # (N_l,) int64; of averaged expressions (K, N_l)
+    attention_mask: Tensor  # of the same shape, 1 = real token
     index: int  # of the sample in the data set
+    expressions: int  # averaged expressions only: how many of the K rows are used
+    truth: str  # with photo_masks only: the mask at the photo's size, COCO's run lengths
+    height: int  # likewise: of the photo, pixels
+    width: int
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,16 @@ class Record:
     """What a sample is about, for reports."""
 
     ref_id: int
-    sent_id: int
     ann_id: int
     image_id: int
-    sentence: str
+    sent_ids: tuple[int, ...]
+    sentences: tuple[str, ...]  # that are fed: several where their predictions are averaged
     file_name: str
+
+    @property
+    def sentence(self) -> str:
+        """What is fed, as one text."""
+        return " | ".join(self.sentences)
 
 
 class ReferDataset(Dataset[Sample]):
@@ -51,16 +63,21 @@ class ReferDataset(Dataset[Sample]):
 
     Args:
         refer: the references.
-        split: train, val, test, testA, testB.
+        split: train, val, test, testA, testB, testC.
         tokenizer: from `bert.load_tokenizer`.
         img_size: side of the square pictures and masks, pixels.
         max_tokens: N_l.
         union_masks: whether pixels covered by several components of an object belong to it.
             The published numbers count them as background.
+        eval_mode: 'each' sentence is a sample; or each object is one, its sentences joined by
+            spaces ('cat') or side by side, for their predictions to be averaged ('mean').
+        text: 'raw', which the release feeds, or 'sent', lower-cased and cleaned.
+        photo_masks: whether samples have their mask at the photo's own size too.
 
     Attributes:
         records: what each sample is about.
         samples_of_ref: sample indices of each reference; one without sentences is left out.
+        expressions: number of sentences of the split.
 
     Raises:
         InputError: the split does not exist.
@@ -75,31 +92,30 @@ class ReferDataset(Dataset[Sample]):
         max_tokens: int = 20,
         *,
         union_masks: bool = False,
+        eval_mode: str = "each",
+        text: str = "raw",
+        photo_masks: bool = False,
     ) -> None:
         self.refer = refer
         self.split = split
         self.preprocess = Preprocess(img_size)
         self.union_masks = union_masks
+        self.averages = eval_mode == "mean"
+        self.photo_masks = photo_masks
         self.records: list[Record] = []
         self.samples_of_ref: list[list[int]] = []
+        self.expressions = 0
         for ref in refer.loadRefs(refer.getRefIds(split=split)):
             first = len(self.records)
-            file_name = refer.Imgs[ref["image_id"]]["file_name"]
-            self.records += [
-                Record(
-                    ref["ref_id"],
-                    sentence["sent_id"],
-                    ref["ann_id"],
-                    ref["image_id"],
-                    sentence["raw"],  # not 'sent': the release feeds raw text
-                    file_name,
-                )
-                for sentence in ref["sentences"]
-            ]
+            self.records += _records(refer, ref, eval_mode, text)
+            self.expressions += len(ref["sentences"])
             if len(self.records) > first:
                 self.samples_of_ref.append(list(range(first, len(self.records))))
-        sentences = [record.sentence for record in self.records]
-        self.input_ids, self.attention_mask = encode(tokenizer, sentences, max_tokens)
+        fed = [sentence for record in self.records for sentence in record.sentences]
+        self.input_ids, self.attention_mask = encode(tokenizer, fed, max_tokens)
+        counts = [len(record.sentences) for record in self.records]
+        self._most = max(counts, default=0)
+        self._first = np.cumsum([0, *counts])  # row of input_ids where a sample starts
         self._samples_of_image: dict[int, list[int]] = defaultdict(list)
         for i, record in enumerate(self.records):
             self._samples_of_image[record.image_id].append(i)
@@ -111,13 +127,26 @@ class ReferDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        image, target = self.preprocess(self.picture(index), self.mask(index))
+        mask = self.mask(index)
+        image, target = self.preprocess(self.picture(index), mask)
+        sample: Sample = {"image": image, "target": target, **self.text(index), "index": index}
+        if self.photo_masks:
+            height, width = mask.shape
+            sample |= {"truth": run_lengths(mask)["counts"], "height": height, "width": width}
+        return sample
+
+    def text(self, index: int) -> Sample:
+        """The part of a sample that holds what is said about its object."""
+        first, end = self._first[index], self._first[index + 1]
+        ids, mask = self.input_ids[first:end], self.attention_mask[first:end]
+        if not self.averages:
+            return {"input_ids": ids[0], "attention_mask": mask[0]}
+        # Equally many rows in all samples, so that they stack; the rest is not used.
+        unused = (0, 0, 0, self._most - len(ids))
         return {
-            "image": image,
-            "target": target,
-            "input_ids": self.input_ids[index],
-            "attention_mask": self.attention_mask[index],
-            "index": index,
+            "input_ids": pad(ids, unused),
+            "attention_mask": pad(mask, unused),
+            "expressions": len(ids),
         }
 
     def picture(self, index: int) -> Image.Image:
@@ -171,6 +200,38 @@ class ReferDataset(Dataset[Sample]):
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not an object {{sent_id: kind}} ({error})") from None
 
+    def sample_kinds(self) -> list[str | None]:
+        """Kind of each sample: 'mixed' where its sentences differ in it, None where unknown."""
+        kinds = self.kinds()
+        other = "unknown" if kinds else None
+        of_sample = [{kinds.get(i, other) for i in record.sent_ids} for record in self.records]
+        return [found.pop() if len(found) == 1 else "mixed" for found in of_sample]
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """What a file of predictions says of a sample, apart from what was predicted."""
+        record = self.records[index]
+        image = self.refer.Imgs[record.image_id]
+        category = self.refer.Refs[record.ref_id]["category_id"]
+        alike = [
+            ann
+            for ann in self.refer.imgToAnns.get(record.image_id, [])
+            if ann.get("category_id") == category and ann["id"] != record.ann_id
+        ]
+        return {
+            "split": self.split,
+            "ref_id": record.ref_id,
+            "ann_id": record.ann_id,
+            "image_id": record.image_id,
+            "category_id": category,
+            "sent_ids": list(record.sent_ids),
+            "sentence": record.sentence,
+            "category": self.refer.Cats.get(category, ""),
+            "file_name": record.file_name,
+            "height": image["height"],
+            "width": image["width"],
+            "same_category": len(alike),
+        }
+
     def other_object(self, index: int) -> int | None:
         """A sample about another object of the same picture, always the same one.
 
@@ -211,9 +272,21 @@ class OtherObjectSentences(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        other = self._other[index]
-        return {
-            **self.dataset[index],
-            "input_ids": self.dataset.input_ids[other],
-            "attention_mask": self.dataset.attention_mask[other],
-        }
+        return {**self.dataset[index], **self.dataset.text(self._other[index])}
+
+
+def _records(refer: REFER, ref: Ref, eval_mode: str, text: str) -> list[Record]:
+    """The samples that a reference gives."""
+    ids = [sentence["sent_id"] for sentence in ref["sentences"]]
+    texts = [sentence[text] for sentence in ref["sentences"]]
+    if not ids:
+        groups = []
+    elif eval_mode == "each":
+        groups = [((i,), (t,)) for i, t in zip(ids, texts, strict=True)]
+    else:
+        groups = [(tuple(ids), (" ".join(texts),) if eval_mode == "cat" else tuple(texts))]
+    image = refer.Imgs[ref["image_id"]]
+    return [
+        Record(ref["ref_id"], ref["ann_id"], ref["image_id"], *group, image["file_name"])
+        for group in groups
+    ]

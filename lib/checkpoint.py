@@ -97,7 +97,9 @@ def write_partial(content: dict[str, Any], path: str | os.PathLike[str]) -> Path
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as f:
+        # One that a killed process left may be a second name of a good file: not to be written to.
+        partial.unlink(missing_ok=True)
+        with open(partial, "xb") as f:
             torch.save(content, f)
             f.flush()
             os.fsync(f.fileno())

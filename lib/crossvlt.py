@@ -72,6 +72,13 @@ class WordFusion(nn.Module):
         self.w_v = nn.Sequential(TokenConv1d(width, vis_dim), TokenInstanceNorm())
         self.project_mm = nn.Sequential(TokenConv1d(vis_dim, vis_dim), nn.GELU())
 
+    def attention(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
+        """Weights of the words for each token, (B, heads, HW, N_l); :meth:`forward` fuses them."""
+        query = split_heads(self.v_q(vis.flatten(1, 2)), self.num_heads)
+        key = split_heads(self.l_q(lang), self.num_heads)
+        logits = query @ key.transpose(-2, -1) * HEAD_WIDTH**-0.5
+        return (logits + word_bias(lang_mask, query.dtype)).softmax(dim=-1)
+
     def forward(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
         """Fuse.
 
@@ -130,7 +137,7 @@ class FusedStage(nn.Module):
             self.downsample = PatchMerging(dim)
 
     def forward(
-        self, x: Tensor, lang: Tensor, lang_mask: Tensor
+        self, x: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the stage.
 
@@ -138,6 +145,7 @@ class FusedStage(nn.Module):
             x: (B, H, W, C).
             lang: (B, N_l, C_l).
             lang_mask: (B, N_l), 1 = real token.
+            of_picture: (B,), which of the maps each sentence is about; None: each has its own.
 
         Returns:
             The map before fusion and the fused one for the decoder, both (B, H, W, C), and the
@@ -146,6 +154,8 @@ class FusedStage(nn.Module):
         """
         for block in self.blocks:
             x = block(x)
+        if of_picture is not None:
+            x = x[of_picture]
         fused = self.attn1(x, lang, lang_mask)
         if self.last:
             return x, fused, None
@@ -203,10 +213,10 @@ class VisionStage(nn.Module):
         return x
 
     def forward(
-        self, x: Tensor, lang: Tensor, lang_mask: Tensor
+        self, x: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As :class:`FusedStage`, but the decoder's map is normalised and (B, C, H, W)."""
-        vis, fused, onward = self.layers(x, lang, lang_mask)
+        vis, fused, onward = self.layers(x, lang, lang_mask, of_picture)
         return vis, getattr(self, self.norm_name)(fused).permute(0, 3, 1, 2), onward
 
 
@@ -297,6 +307,7 @@ class CrossVLT(Segmenter):
         "decoder",
         *("lang_stage1", "lang_stage2", "lang_stage3", "lang_stage4"),
     )
+    shares_pictures = True
 
     def __init__(
         self,
@@ -327,21 +338,28 @@ class CrossVLT(Segmenter):
         self.lang_stage4 = LanguageStage(config, dims[3])
         self.classifier = MaskPredictor(dims)
 
-    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        of_picture: Tensor | None = None,
+    ) -> Tensor:
         """(B, 3, H, W) pictures and (B, N_l) sentences -> (B, 2, H, W) logits."""
-        return self.encode(image, input_ids, attention_mask, alignment=False).logits
+        return self.encode(image, input_ids, attention_mask, of_picture, alignment=False).logits
 
     def encode(
         self,
         image: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
+        of_picture: Tensor | None = None,
         alignment: bool = True,
     ) -> CrossVLTOutput:
         """Logits and, with ``alignment``, the similarity maps; in train and eval mode alike.
 
         Args:
-            image, attention_mask: as in :meth:`forward`.
+            image, attention_mask, of_picture: as in :meth:`forward`.
             input_ids: (B, N_l) int64; the first is [CLS], which stands for the sentence.
             alignment: whether to compute the maps; the list is empty without.
         """
@@ -355,7 +373,7 @@ class CrossVLT(Segmenter):
         for i, stage in enumerate(stages):
             if i > 0:
                 lang = later[i - 1](lang, x.flatten(1, 2), attention_mask)
-            vis, fused, x = stage(x, lang, attention_mask)
+            vis, fused, x = stage(x, lang, attention_mask, of_picture if i == 0 else None)
             maps.append(fused)
             if alignment:
                 vis, sentence = stage.layers.proj(vis), projections[i](lang[:, 0])

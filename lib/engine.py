@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from data.transforms import normalize
+from lib.masks import RunLengths, run_lengths, shared_pixels
 from lib.metrics import Counts
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors; the run lengths of true masks are texts
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 AMP = (*AMP_DTYPES, "auto")
 
@@ -57,7 +61,9 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch and normalise its picture there, which sends a quarter of the bytes."""
-    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    moved = {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
     moved["image"] = normalize(moved["image"])
     return moved
 
@@ -105,7 +111,8 @@ def train_steps(
     objective.train()
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    buffers = [b for b in objective.buffers() if b.is_floating_point()]
+    norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    buffers = [b for m in norms for b in m.buffers()]
     for batches in _grouped(loader, options.accumulate):
         before = [b.clone() for b in buffers] if options.spare_buffers else []
         optimizer.zero_grad(set_to_none=True)
@@ -166,6 +173,82 @@ def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, fini
     scaler.update()
 
 
+class Segmentation(NamedTuple):
+    """What the model says about an object, at the photo's own size."""
+
+    mask: npt.NDArray[np.bool_]  # (H, W)
+    probability: npt.NDArray[np.float32]  # (H, W), of belonging to the object
+
+
+class Answer(NamedTuple):
+    """What was found for a sample: pixels of the protocol, masks at the photo's own size."""
+
+    sample: int  # its index in the data set
+    intersection: int
+    union: int
+    score: float  # mean probability inside the predicted mask; 0 where that is empty
+    mask: RunLengths
+    truth: RunLengths
+
+
+def decide(logits: Tensor) -> Tensor:
+    """The mask that the expressions of one object give.
+
+    Args:
+        logits: (K, 2, H, W) of K expressions. Several are averaged as probabilities.
+
+    Returns:
+        (H, W) int64 in {0, 1}; a tie is background.
+    """
+    if len(logits) == 1:
+        return logits[0].argmax(0)
+    return logits.float().softmax(1).mean(0).argmax(0)
+
+
+@torch.inference_mode()
+def at_size(logits: Tensor, height: int, width: int) -> Segmentation:
+    """Answer at the photo's own size.
+
+    The logits, not the mask, are resized (bilinear, pixel centres as PIL has them), so that the
+    contour is as smooth as the model's belief; then it is decided as at the model's size.
+
+    Args:
+        logits: (2, S, S) of a sentence, or (K, 2, S, S) of an object's K expressions.
+        height, width: of the photo, pixels.
+    """
+    each = logits.float().reshape(-1, *logits.shape[-3:])
+    full = F.interpolate(each, (height, width), mode="bilinear", align_corners=False)
+    probability = full.softmax(1)[:, 1].mean(0)
+    return Segmentation((decide(full) == 1).cpu().numpy(), probability.cpu().numpy())
+
+
+def expression_logits(model: nn.Module, batch: Batch, amp: str) -> tuple[Tensor, list[int]]:
+    """Run the model on every expression of a batch.
+
+    Args:
+        model: in eval mode.
+        batch: on the model's device, normalised; input_ids (B, N_l), or (B, K, N_l) of which
+            the first ``batch["expressions"]`` (B,) of each sample are expressions.
+        amp: see :func:`autocast`.
+
+    Returns:
+        logits: (E, 2, S, S) of all E expressions, sample by sample.
+        counts: how many each sample has; their sum is E.
+    """
+    image, ids, mask = batch["image"], batch["input_ids"], batch["attention_mask"]
+    if ids.dim() == 2:
+        with autocast(image.device, amp):
+            return model(image, ids, mask), [1] * len(image)
+    counts = batch["expressions"]
+    real = torch.arange(ids.shape[1], device=ids.device) < counts[:, None]
+    owner = torch.arange(len(image), device=ids.device).repeat_interleave(counts)
+    # As many at once as the batch has pictures, so that memory does not grow with expressions.
+    parts = zip(*(x.split(len(image)) for x in (owner, ids[real], mask[real])), strict=True)
+    with autocast(image.device, amp):
+        logits = [model(image[o], i, m) for o, i, m in parts]
+    return torch.cat(logits), counts.tolist()
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -174,16 +257,22 @@ def evaluate(
     device: torch.device,
     amp: str = "off",
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    *,
+    at_photo: bool = False,
+    answer: Callable[[Answer], None] | None = None,
 ) -> Counts:
-    """Count intersections and unions at the size of the model's input (LAVT, Sec. 4.1).
+    """Count intersections and unions (LAVT, Sec. 4.1).
 
     Args:
         model: unwrapped, so that no forward communicates and shards may differ in length.
-        loader: this process' batches.
+        loader: this process' batches; those for ``at_photo`` and ``answer`` have true masks at
+            the photo's size.
         size: number of samples of the whole data set.
         device: where the model lives.
         amp: see :func:`autocast`.
         progress: wraps the loader, to show how far it is.
+        at_photo: count at the photo's own size, not at that of the model's input.
+        answer: takes what was found for each sample.
 
     Returns:
         Counts of this process' samples.
@@ -192,7 +281,29 @@ def evaluate(
     counts = Counts(size, device)
     for batch in progress(loader):
         batch = to_device(batch, device)
-        with autocast(device, amp):
-            logits = model(batch["image"], batch["input_ids"], batch["attention_mask"])
-        counts.add(batch["index"], logits.argmax(1), batch["target"])
+        logits, expressions = expression_logits(model, batch, amp)
+        of_sample = logits.split(expressions)
+        if not at_photo:
+            counts.add(batch["index"], torch.stack([*map(decide, of_sample)]), batch["target"])
+        if at_photo or answer:
+            for found in _answers(batch, of_sample, counts, at_photo):
+                if answer:
+                    answer(found)
     return counts
+
+
+def _answers(
+    batch: Batch, logits: Iterable[Tensor], counts: Counts, at_photo: bool
+) -> Iterator[Answer]:
+    """Resize each sample's logits to its photo; counts there where ``at_photo``."""
+    sizes = zip(batch["height"].tolist(), batch["width"].tolist(), strict=True)
+    samples = zip(batch["index"].tolist(), sizes, batch["truth"], logits, strict=True)
+    for index, (height, width), runs, of_sample in samples:
+        found = at_size(of_sample, height, width)
+        mask, truth = run_lengths(found.mask), {"size": [height, width], "counts": runs}
+        if at_photo:
+            counts.put(index, *shared_pixels(mask, truth))
+        inside = found.probability[found.mask]
+        score = float(inside.mean(dtype=np.float64)) if len(inside) else 0.0
+        inter, union = counts.table[index, :2].tolist()
+        yield Answer(index, inter, union, score, mask, truth)

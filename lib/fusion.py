@@ -46,9 +46,11 @@ class TokenInstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C); zero where T is 1."""
-        centred = x - x.mean(dim=1, keepdim=True)
+        # The slope of 1 / sqrt(variance) is beyond float16 where a channel hardly varies.
+        wide = x.float() if x.dtype == torch.float16 else x
+        centred = wide - wide.mean(dim=1, keepdim=True)
         variance = centred.square().mean(dim=1, keepdim=True)
-        return centred * (variance + self.eps).rsqrt()
+        return (centred * (variance + self.eps).rsqrt()).to(x.dtype)
 
 
 class TokenNorm(nn.Module):

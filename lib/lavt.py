@@ -39,6 +39,7 @@ class LAVT(Segmenter):
     """
 
     groups = ("backbone_no_decay", "backbone", "decoder", "text")
+    shares_pictures = True
 
     def __init__(
         self,
@@ -70,10 +71,16 @@ class LAVT(Segmenter):
         output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
         return output.last_hidden_state
 
-    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        of_picture: Tensor | None = None,
+    ) -> Tensor:
         """(B, 3, H, W) pictures and (B, N_l) sentences -> (B, 2, H, W) logits."""
         lang = self.encode_text(input_ids, attention_mask)
-        maps = self.backbone(image, lang, attention_mask)
+        maps = self.backbone(image, lang, attention_mask, of_picture)
         return upsample(self.classifier(maps), image.shape[-2:])
 
     def parameter_group(self, name: str, lang_layers: int | None) -> str | None:

@@ -49,6 +49,11 @@ class Metrics:
     intersection: int
     union: int
 
+    def row(self) -> dict[str, float]:
+        """The columns of a paper's table, by their heads."""
+        columns = {f"P@{k}": v for k, v in self.precision.items()}
+        return {**columns, "oIoU": self.oIoU, "mIoU": self.mIoU}
+
     def as_dict(self) -> dict[str, Any]:
         """Plain containers for JSON; a nan oIoU becomes None."""
         out = asdict(self)
@@ -109,6 +114,10 @@ class Counts:
         """Count a batch: index (B,) positions in the data set, pred and target (B, H, W)."""
         inter, union = intersection_union(pred, target)
         self.table.index_add_(0, index, torch.stack([inter, union, torch.ones_like(inter)], dim=1))
+
+    def put(self, index: int, inter: int, union: int) -> None:
+        """Count one sample whose pixels were counted elsewhere."""
+        self.table[index] += torch.tensor([inter, union, 1], device=self.table.device)
 
     def of(self, expected: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Intersection and union of the samples that were to be evaluated, in that order.

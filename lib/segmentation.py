@@ -58,6 +58,7 @@ def build_model(
     mha: str = "",
     fusion_drop: float = 0.0,
     text_dropout: bool | None = None,
+    max_tokens: int = 0,
     variant: Variant = PUBLISHED,
 ) -> Segmenter:
     """Build a model with fresh weights.
@@ -74,6 +75,7 @@ def build_model(
         mha: heads of LAVT's four PWAMs, ``a-b-c-d``; '' is 1-1-1-1.
         fusion_drop: dropout in LAVT's PWAMs.
         text_dropout: overrides LAVT's default (lavt: off, lavt_one: on).
+        max_tokens: the longest text that will be fed, word pieces; only checked.
         variant: LAVT's forms of fusion, gate and decoder input; default as published.
 
     Returns:
@@ -103,4 +105,10 @@ def build_model(
             asked = variant.options() if option == "variant" else f"--{option} {value}"
             raise InputError(f"{asked}: {name} has no such option")
         options[option] = value
-    return build(SWIN_SIZES[swin_type], window_size, load_config(text_config), **options)
+    config = load_config(text_config)
+    if max_tokens > config.max_position_embeddings:
+        raise InputError(
+            f"--max_tokens {max_tokens}: the text encoder has {config.max_position_embeddings} "
+            "positions, give no more"
+        )
+    return build(SWIN_SIZES[swin_type], window_size, config, **options)

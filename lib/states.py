@@ -104,6 +104,8 @@ class StateFiles:
 
 def _second_name(source: Path, name: Path) -> None:
     """Let ``name`` be the file ``source`` too, replacing what it was at one moment."""
+    if name.exists() and name.samefile(source):
+        return  # as a save that was cut short left it; renaming one onto the other does nothing
     link = name.with_name(name.name + ".partial")
     with contextlib.suppress(FileNotFoundError):
         link.unlink()

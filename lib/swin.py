@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class PatchEmbed(nn.Module):
@@ -170,7 +171,12 @@ class SwinBlock(nn.Module):
         shift: cyclic shift of the windows, 0 for none. Unlike in Swin for classification it is
             kept where the map fits one window: the published weights were trained so.
         drop_path: probability of dropping a residual branch of a sample.
+
+    Attributes:
+        recompute: whether the backward pass computes the block again, to save memory.
     """
+
+    recompute = False
 
     def __init__(
         self, dim: int, num_heads: int, window_size: int, shift: int = 0, drop_path: float = 0.0
@@ -185,6 +191,12 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, x, use_reentrant=False)
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = x + self.drop_path(self.attend(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))

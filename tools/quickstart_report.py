@@ -23,16 +23,18 @@ import torch
 from PIL import Image
 
 import utils
-from args import Parser, dataset_options, parse_report
+from args import Parser, dataset_options, parse_report, protocol_of
 from bert.tokenizer import Tokenizer
 from data.dataset_refer_bert import ReferDataset
-from demo_inference import at_size, load, predict
+from demo_inference import load, predict
+from lib.engine import at_size
 from lib.errors import InputError
 from lib.metrics import Metrics, intersection_union, sample_iou
 from lib.model import Segmenter
+from lib.protocol import warning
 from lib.visualize import TRUTH, Tile, contact_sheet, overlay, write_picture
 from refer.refer import REFER
-from test import format_table
+from tools.tables import format_table
 
 Splits = dict[str, dict[str, Metrics]]
 
@@ -194,7 +196,8 @@ def draw(args: argparse.Namespace, path: Path) -> None:
     info = utils.init_distributed(args.device, args.local_rank)
     model, tokenizer = load(args, info.device)
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
-    dataset = ReferDataset(refer, args.splits[0], tokenizer, **dataset_options(args))
+    options = dataset_options(args) | {"eval_mode": "each", "photo_masks": False}
+    dataset = ReferDataset(refer, args.splits[0], tokenizer, **options)
     rows = [figure_row(dataset, samples, model, tokenizer, args) for samples in choose(dataset)]
     header = ["picture", "truth", "prediction", "truth", "prediction"]
     footer = f"{dataset!r}: IoU in percent, at the picture's own size"
@@ -211,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     utils.setup_logging(None, 0)
     path = Path(args.output) / "predictions.png"
     draw(args, path)
+    if noted := warning(protocol_of(args).label):
+        utils.log.info("%s\n", noted)
     utils.log.info("%s\n", report(splits))
     for picture in [path, *map(Path, args.pictures)]:
         utils.log.info("picture: %s%s", picture, "" if picture.exists() else " (not there)")

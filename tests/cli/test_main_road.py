@@ -12,6 +12,7 @@ import demo_inference as demo_script
 import test as test_script
 import train as train_script
 from args import parse_train
+from lib import speed
 from lib.metrics import PRECISION_AT
 from tests.scripts import Shapes, jsonl, run
 
@@ -27,7 +28,10 @@ def trained(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_leaves_what_it_promises(trained: Path) -> None:
     folder = trained / "models" / "whole"
-    assert "oIoU" in (folder / "log.txt").read_text()
+    logged = (folder / "log.txt").read_text().splitlines()
+    numbers = [line for line in logged if "oIoU" in line]
+    assert len(numbers) >= 2
+    assert all(line.endswith(" [val_expressions=one img_size=56]") for line in numbers)
     assert json.loads((folder / "args.json").read_text())["model_id"] == "whole"
     records = jsonl(folder / "metrics.jsonl")
     steps = [r for r in records if r["kind"] == "step"]
@@ -175,8 +179,8 @@ def test_union_masks_are_an_option_and_are_labelled(
         argv = [*options, "--split", "testA", "--mask_mode", mode, "--results", "r.json"]
         test_script.main(argv)
         protocols.append(json.loads(Path("r.json").read_text())["protocol"])
-    assert "not the published protocol" not in protocols[0]
-    assert "not the published protocol" in protocols[1]
+    assert [p["mask_mode"] for p in protocols] == ["release", "union"]
+    assert [p["label"] for p in protocols] == ["img_size=56", "mask_mode=union img_size=56"]
 
 
 def test_demo_of_the_generated_pairs(
@@ -205,3 +209,31 @@ def test_demo_of_the_generated_pairs(
 def test_window_of_a_training_run(options: list[str], window: int) -> None:
     """As published: the name of the ImageNet file decides, or here the flag."""
     assert parse_train(options).window == window
+
+
+@pytest.mark.parametrize("script", ["test", "demo"])
+def test_speed_options_where_nothing_is_trained(
+    script: str, trained: Path, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They reach the model: each is asked for, once, and the result is as without."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(speed, "compile_module", lambda model: asked.append("compile"))
+    monkeypatch.setattr(speed, "allow_tf32", lambda: asked.append("tf32"))
+    real = speed.use_channels_last
+    monkeypatch.setattr(
+        speed, "use_channels_last", lambda model: (asked.append("channels last"), real(model))
+    )
+    options = [*shapes.options, "--resume", str(trained / "checkpoints/model_best_whole.pth")]
+    fast = ["--compile", "--channels-last", "--tf32"]
+    for extra in ([], fast):
+        if script == "test":
+            name = f"{len(extra)}.json"
+            test_script.main([*options, *extra, "--split", "testA", "--results", name])
+        else:
+            list_file = str(shapes.root / "demo.json")
+            demo_script.main([*options, *extra, "--list", list_file, "--output", "out"])
+    assert asked == ["channels last", "compile", "tf32"]
+    if script == "test":
+        found = [json.loads(Path(f"{n}.json").read_text())["splits"]["testA"] for n in (0, 3)]
+        assert found[0]["all"]["mIoU"] == pytest.approx(found[1]["all"]["mIoU"], abs=0.1)

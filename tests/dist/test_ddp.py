@@ -18,7 +18,16 @@ from tests.dist import gradients
 from tests.scripts import REPO, TIMEOUT, Shapes, environment, jsonl, run, torchrun
 
 
-@pytest.mark.parametrize(("name", "world"), [("lavt_one", 2), ("lavt_one", 3), ("crossvlt", 2)])
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [
+        ("lavt_one", 2),
+        ("lavt_one", 3),
+        ("crossvlt", 2),
+        ("lavt_one decoder_features=V pwam_norm=batch pwam_combine=words", 2),
+        ("lavt lang_path=off fusion=concat", 2),
+    ],
+)
 def test_gradient_is_the_mean_over_the_shards(name: str, world: int, tmp_path: Path) -> None:
     """DDP's gradient equals what single processes find on their shards, averaged."""
     script = ("tests/dist/gradients.py", name, str(tmp_path))
@@ -78,6 +87,36 @@ def test_counts_are_equal_for_any_number_of_processes(trained: Path, shapes: Sha
     samples = found[1]["val"]["all"]["samples"]
     assert samples % 2 or samples % 3 or -(-samples // 4) % 2
     assert found[1] == found[2] == found[3]
+
+
+@pytest.mark.parametrize(
+    "options", [["--eval_mode", "mean", "--eval_size", "original"], ["--eval_mode", "cat"]]
+)
+def test_predictions_are_equal_for_any_number_of_processes(
+    options: list[str], trained: Path, shapes: Shapes
+) -> None:
+    """One file in the data set's order, byte for byte, and the same counts."""
+    found = []
+    for world in (1, 2, 3):
+        done = run(
+            trained,
+            "test.py",
+            *(*shapes.options, *options, "--split", "val,testA", "--batch-size", "2"),
+            *("--resume", "checkpoints/model_best_ddp.pth", "--control"),
+            *("--results", f"of{world}/r.json", "--predictions", f"of{world}/p.jsonl"),
+            launcher=torchrun(world) if world > 1 else (),
+        )
+        assert done.returncode == 0, done.stderr
+        folder = trained / f"of{world}"
+        splits = json.loads((folder / "r.json").read_text())["splits"]
+        found.append((splits, (folder / "p.jsonl").read_bytes()))
+        assert sorted(p.suffix for p in folder.iterdir()) == [
+            *(".csv", ".json", ".jsonl", ".md", ".tex")
+        ]
+    assert found[0] == found[1] == found[2]
+    lines = found[0][1].decode().splitlines()
+    assert len(lines) == sum(rows["all"]["samples"] for rows in found[0][0].values())
+    assert len(lines) > 2 * 2  # more than one batch a process
 
 
 @pytest.mark.parametrize("dashes", ["--local_rank=0", "--local-rank=0"])

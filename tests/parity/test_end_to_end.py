@@ -13,6 +13,7 @@ from lib.checkpoint import write_file
 from lib.segmentation import build_model
 from tests.refer_files import CC0_ROOT, REAL_ROOT, TINY_BERT
 from tests.scripts import run, torchrun
+from tools.score import score
 
 OPTIONS = ["--swin_type", "tiny", "--img_size", "96", "--ck_bert", str(TINY_BERT)]
 
@@ -29,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
+on_photos = pytest.mark.parametrize(
     ("root", "split"),
     [
         (CC0_ROOT, "val"),
@@ -41,6 +42,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["public domain photos", "COCO photos"],
 )
+
+
+@on_photos
 def test_same_numbers_however_it_is_run(
     root: Path, split: str, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -72,3 +76,33 @@ def test_same_numbers_however_it_is_run(
     assert len(set(printed)) == 1
     assert counts[1] == counts[2] == counts[3] == counts[4]
     assert 0 < counts[0][split]["all"]["oIoU"] < 100
+
+
+@on_photos
+@pytest.mark.parametrize("mode", ["each", "cat", "mean"])
+def test_same_predictions_however_it_is_run(
+    mode: str, root: Path, split: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    """At the photos' own size, by one process or two: the same file, which scores the same."""
+    records = []
+    for processes in (1, 2):
+        done = run(
+            tmp_path,
+            "test.py",
+            *OPTIONS,
+            *("--bert_tokenizer", str(TINY_BERT), "--refer_data_root", str(root)),
+            *("--resume", str(checkpoint), "--split", split, "--device", "cpu"),
+            *("--batch-size", "4", "--workers", "0", "--eval_mode", mode),
+            *("--eval_size", "original", "--results", f"{processes}.json"),
+            *("--predictions", f"{processes}.jsonl"),
+            launcher=torchrun(processes) if processes > 1 else (),
+        )
+        assert done.returncode == 0, done.stderr
+        records.append((tmp_path / f"{processes}.jsonl").read_bytes())
+    assert records[0] == records[1]
+    found = json.loads((tmp_path / "1.json").read_text())["splits"]
+    assert 0 < found[split]["all"]["oIoU"] < 100
+    (results,) = score(tmp_path / "1.jsonl").entries
+    assert results.summary.as_dict() == found[split]
+    (from_masks,) = score(tmp_path / "1.jsonl", from_masks=True).entries
+    assert from_masks.summary.as_dict() == found[split]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from bert import encode, load_tokenizer
 from bert.tokenizer import Tokenizer
@@ -48,7 +50,7 @@ def test_samples_in_order(refer: REFER, tokenizer: Tokenizer) -> None:
         "a",
         "right square",
     ]
-    assert [record.sent_id for record in dataset.records] == [10, 11, 12, 20]
+    assert [record.sent_ids for record in dataset.records] == [(10,), (11,), (12,), (20,)]
     assert dataset.records[3].ann_id == 12
     assert dataset.records[3].file_name == "COCO_train2014_000000000101.jpg"
 
@@ -138,6 +140,88 @@ def test_kinds(refer: REFER, tokenizer: Tokenizer) -> None:
         path.write_text(text)
         with pytest.raises(InputError, match=r"kinds\.json"):
             dataset.kinds()
+
+
+def joined(refer: REFER, tokenizer: Tokenizer, split: str = "train", **options: Any) -> Any:
+    return ReferDataset(refer, split, tokenizer, 32, **options)
+
+
+def test_joined_expressions(refer: REFER, tokenizer: Tokenizer) -> None:
+    """One sample an object, its sentences in one text, which is cut like any other."""
+    dataset = joined(refer, tokenizer, eval_mode="cat")
+    assert len(dataset) == 2
+    assert dataset.expressions == 4
+    assert dataset.samples_of_ref == [[0], [1]]
+    assert [r.sentence for r in dataset.records] == ["Left square the RED one a", "right square"]
+    assert dataset.records[0].sent_ids == (10, 11, 12)
+    ids, mask = encode(tokenizer, ["Left square the RED one a"], 20)
+    assert torch.equal(dataset[0]["input_ids"], ids[0])
+    assert torch.equal(dataset[0]["attention_mask"], mask[0])
+    short = joined(refer, tokenizer, eval_mode="cat", max_tokens=4)
+    assert torch.equal(short[0]["input_ids"], ids[0, :4])
+
+
+def test_expressions_side_by_side(refer: REFER, tokenizer: Tokenizer) -> None:
+    """One sample an object, a row for each sentence and unused rows below."""
+    dataset = joined(refer, tokenizer, eval_mode="mean")
+    assert len(dataset) == 2
+    assert dataset.records[0].sentence == "Left square | the RED one | a"
+    ids, mask = encode(tokenizer, ["Left square", "the RED one", "a"], 20)
+    assert torch.equal(dataset[0]["input_ids"], ids)
+    assert torch.equal(dataset[0]["attention_mask"], mask)
+    assert dataset[0]["expressions"] == 3
+    assert dataset[1]["expressions"] == 1
+    assert dataset[1]["input_ids"].shape == (3, 20)
+    assert not dataset[1]["input_ids"][1:].any()
+    control = OtherObjectSentences(dataset)
+    assert control.indices == [0, 1]
+    assert control[1]["expressions"] == 3
+    assert torch.equal(control[1]["input_ids"], ids)
+    assert torch.equal(control[1]["target"], dataset[1]["target"])
+
+
+def test_cleaned_text(refer: REFER, tokenizer: Tokenizer) -> None:
+    dataset = joined(refer, tokenizer, text="sent")
+    assert [record.sentence for record in dataset.records][:2] == ["left square", "the red one"]
+
+
+@pytest.mark.parametrize("union", [False, True])
+def test_masks_at_the_size_of_the_photo(refer: REFER, tokenizer: Tokenizer, union: bool) -> None:
+    dataset = joined(refer, tokenizer, photo_masks=True, union_masks=union)
+    sample = dataset[3]
+    assert (sample["height"], sample["width"]) == (12, 16)
+    decoded = coco_mask.decode({"size": [12, 16], "counts": sample["truth"]})
+    np.testing.assert_array_equal(decoded, dataset.mask(3))
+    assert "truth" not in joined(refer, tokenizer)[3]
+
+
+def test_kinds_of_samples(refer: REFER, tokenizer: Tokenizer) -> None:
+    assert joined(refer, tokenizer).sample_kinds() == [None] * 4
+    path = refer.DATA_DIR / "kinds.json"
+    path.write_text(json.dumps({"10": "size", "11": "size", "12": "location"}))
+    assert joined(refer, tokenizer).sample_kinds() == ["size", "size", "location", "unknown"]
+    assert joined(refer, tokenizer, eval_mode="cat").sample_kinds() == ["mixed", "unknown"]
+
+
+def test_description_of_a_sample(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    instances = default_instances()
+    instances["annotations"][1]["category_id"] = instances["annotations"][0]["category_id"]
+    refer = REFER(write_root(tmp_path, instances=instances), "refcoco", "unc")
+    assert joined(refer, tokenizer).describe(1) == {
+        "split": "train",
+        "ref_id": 1,
+        "ann_id": 11,
+        "image_id": 101,
+        "category_id": 2,
+        "sent_ids": [11],
+        "sentence": "the RED one",
+        "category": "thing",
+        "file_name": "COCO_train2014_000000000101.jpg",
+        "height": 12,
+        "width": 16,
+        "same_category": 1,
+    }
+    assert joined(refer, tokenizer, "val").describe(0)["same_category"] == 0
 
 
 def test_other_object(refer: REFER, tokenizer: Tokenizer) -> None:

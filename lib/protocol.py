@@ -1,0 +1,83 @@
+"""What an evaluation's numbers mean, and in what that differs from the standard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+EVAL_MODES = ("each", "cat", "mean")
+EVAL_SIZES = ("model", "original")
+TEXTS = ("raw", "sent")
+MASK_MODES = ("release", "union")
+VAL_EXPRESSIONS = ("one", "all")
+
+STANDARD = "standard"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The choices that change a number; the defaults are those of the published tables.
+
+    Attributes:
+        eval_mode: a sample is each expression alone, or an object, whose expressions are joined
+            into one text (cat) or whose predicted probabilities are averaged (mean).
+        eval_size: where pixels are counted: at img_size x img_size (model), or at the photo's own
+            size, to which the logits are resized (original).
+        text: the expression as written (raw), or lower-cased and cleaned (sent).
+        mask_mode: pixels in two polygons of an object are background (release) or object (union).
+        val_expressions: all of an object, or one drawn at random.
+        img_size: side of the square that the model sees, pixels.
+        max_tokens: N_l, where a text is cut.
+        model_tokens: the N_l that the model is published with.
+    """
+
+    eval_mode: str = "each"
+    eval_size: str = "model"
+    text: str = "raw"
+    mask_mode: str = "release"
+    val_expressions: str = "all"
+    img_size: int = 480
+    max_tokens: int = 20
+    model_tokens: int = 20
+
+    def choices(self) -> dict[str, Any]:
+        """Every choice, by its option's name."""
+        names = [name for name in self.__dataclass_fields__ if name != "model_tokens"]
+        return {name: getattr(self, name) for name in names}
+
+    def differences(self) -> dict[str, Any]:
+        """The choices that are not the standard's."""
+        standard = Protocol(max_tokens=self.model_tokens).choices()
+        return {name: value for name, value in self.choices().items() if value != standard[name]}
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether the numbers can be compared with published ones."""
+        return not self.differences()
+
+    @property
+    def label(self) -> str:
+        """'standard', or what differs: 'eval_mode=cat eval_size=original'."""
+        return " ".join(f"{k}={v}" for k, v in self.differences().items()) or STANDARD
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the choices, and how they are called in short."""
+        return {"label": self.label, "standard": self.is_standard, **self.choices()}
+
+
+def at_photo_size(label: str) -> str:
+    """The label of what was evaluated as ``label`` says, but counted at the photo's own size."""
+    choices = {} if label == STANDARD else dict(part.split("=", 1) for part in label.split(" "))
+    choices["eval_size"] = "original"
+    order = [name for name in Protocol.__dataclass_fields__ if name in choices]
+    return " ".join(f"{name}={choices[name]}" for name in order)
+
+
+def tag(label: str) -> str:
+    """What follows the name of a number: '' for the standard, else ' [label]'."""
+    return "" if label == STANDARD else f" [{label}]"
+
+
+def warning(label: str) -> str:
+    """A line to print with numbers: '' for the standard protocol."""
+    return "" if label == STANDARD else f"NOT the standard protocol: {label}"

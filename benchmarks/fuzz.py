@@ -143,6 +143,7 @@ def judge(target: Target, case: bytes, folder: Path, watch: Watch) -> tuple[str,
         (folder / MARKER).unlink(missing_ok=True)
     elif grown > GROWTH and not finding:
         finding = f"{grown >> 10} MB of memory"
+    finding = finding.encode("ascii", "backslashreplace").decode()
     return ("finding", finding) if finding else (verdict, "")
 
 

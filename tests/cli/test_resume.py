@@ -24,7 +24,7 @@ import utils
 from args import parse_train
 from lib.errors import InputError
 from lib.losses import LOSSES
-from tests.scripts import REPO, Shapes, environment, jsonl, one_line_error, torchrun
+from tests.scripts import REPO, Shapes, environment, jsonl, one_line_error
 
 TIMES = ("seconds", "seconds_per_step", "peak_memory_gb")
 
@@ -193,39 +193,6 @@ def test_saving_on_the_way_changes_nothing(
     train_script.main([*options, "--model_id", "minutes", "--save-every", "1m"])
     assert 2 < len(saves) < 2 * whole.steps
     assert_same(whole.last, state("minutes"))
-
-
-def test_two_processes_stop_at_the_same_step(options: list[str], tmp_path: Path) -> None:
-    """One of them is told to stop; both save and end, and go on to the bit."""
-
-    def start(model_id: str) -> subprocess.Popen[str]:
-        argv = [*options, "--batch-size", "2", "--model_id", model_id, "--resume", "auto"]
-        return subprocess.Popen(
-            [sys.executable, *torchrun(2), str(REPO / "train.py"), *argv],
-            env=environment() | {"PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    undisturbed = start("whole")
-    undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0
-    first = start("parts")
-    log = Path("models/parts/log.txt")
-    wait_for(lambda: log.is_file() and "epoch 0 step 3" in log.read_text())
-    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGUSR1)
-    out, _ = first.communicate(timeout=300)
-    assert first.returncode != 0
-    assert "exitcode  : 75" in out
-    step = state("parts")["progress"]["step"]
-    assert step > 3 or state("parts")["epoch"] == 0
-    second = start("parts")
-    second.communicate(timeout=300)
-    assert second.returncode == 0
-    assert_same(state("whole"), state("parts"))
-    assert lines("whole") == lines("parts")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:

@@ -87,3 +87,20 @@ def test_sigterm_to_the_launcher_saves(undisturbed: Undisturbed, tmp_path: Path)
     log = (tmp_path / "models/lavt/log.txt").read_text()
     assert len(re.findall(r"epoch \d+ step \d+/", log)) == undisturbed.steps
     assert run_differences(undisturbed.folder, tmp_path) == []
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """As from somebody who knows only one process' number."""
+    options = [*undisturbed.options, "--resume", "auto"]
+    with training(tmp_path, *options) as job:
+        wait_for_step(job, tmp_path, 3)
+        os.kill(workers(job)[1], signal.SIGUSR1)
+        assert job.wait(timeout=TIMEOUT) != 0
+    output = (tmp_path / "output.txt").read_text()
+    assert "exitcode  : 75" in output
+    assert "saved: checkpoints/model_last_lavt.pth" in output
+    again = run(tmp_path, "train.py", *options, launcher=torchrun(PROCESSES))
+    assert again.returncode == 0, again.stderr
+    assert run_differences(undisturbed.folder, tmp_path) == []

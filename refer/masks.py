@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pycocotools import mask as coco_mask
 from lib.errors import InputError
 
 UInt8Array = npt.NDArray[np.uint8]
+Positions = npt.NDArray[np.integer[Any]]
 
 MAX_OUTLINE = 2_000_000  # pixels along one polygon; the rasteriser's memory grows with it
 MAX_PAINTED = 4_000_000_000  # pixels of all an object's components: some ten seconds
@@ -32,20 +34,64 @@ def draw_components(segmentation: Any, height: int, width: int, where: str) -> U
     Raises:
         InputError: nothing to draw, or a component that is not valid.
     """
+    total = np.zeros((width, height), np.uint8)  # column by column, as components come
+    for component in _components(segmentation, height, width, where):
+        _add(total, component.T)
+    return np.ascontiguousarray(total.T)
+
+
+def draw_samples(
+    segmentation: Any, height: int, width: int, rows: Positions, columns: Positions, where: str
+) -> UInt8Array:
+    """`draw_components`, at some pixels only: [rows][:, columns] of it.
+
+    Args:
+        segmentation, height, width, where: see `draw_components`.
+        rows: (h,) in rising order.
+        columns: (w,) in rising order.
+
+    Returns:
+        (h, w) uint8.
+
+    Raises:
+        InputError: see `draw_components`.
+    """
+    total = np.zeros((len(rows), len(columns)), np.uint8)
+    for component in _components(segmentation, height, width, where):
+        drawn = component.T
+        # What is outside of the component's bounding box adds nothing.
+        left, right = _ends_of_inside(drawn.any(axis=1), columns)
+        part = drawn[columns[left:right]]
+        top, bottom = _ends_of_inside(part.any(axis=0), rows)
+        _add(total[top:bottom, left:right], part.take(rows[top:bottom], axis=1).T)
+    return total
+
+
+def _components(segmentation: Any, height: int, width: int, where: str) -> Iterator[UInt8Array]:
+    """Each component as (height, width), 0 and 1, column by column in memory."""
     components = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(components, list) or not components:
         raise InputError(f"{where} has no polygons; see refer/README.md for how to check the files")
     if len(components) * height * width > MAX_PAINTED:
         raise InputError(f"{where} has {len(components)} components, too many for its picture")
-    total = np.zeros((height, width), np.uint8)
     for component in components:
-        drawn = (
-            _draw_runs(component, height, width, where)
-            if isinstance(component, dict)
-            else _draw_polygon(component, height, width, where)
-        )
-        total += drawn & (total < 255)
-    return total
+        if isinstance(component, dict):
+            yield _draw_runs(component, height, width, where)
+        else:
+            yield _draw_polygon(component, height, width, where)
+
+
+def _ends_of_inside(inside: npt.NDArray[np.bool_], positions: Positions) -> tuple[int, int]:
+    """First of the positions at or behind the first True, and behind the last one."""
+    first = int(inside.argmax())
+    last = len(inside) - int(inside[::-1].argmax()) if inside[first:].any() else first
+    left, right = np.searchsorted(positions, [first, last])
+    return int(left), int(right)
+
+
+def _add(total: UInt8Array, drawn: UInt8Array) -> None:
+    """Add 0s and 1s, up to 255."""
+    total += drawn & (total < 255)
 
 
 def _draw_polygon(points: Any, height: int, width: int, where: str) -> UInt8Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lib.lavt import parse_heads
 from lib.losses import LOSSES
 from lib.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
 from lib.protocol import EVAL_MODES, EVAL_SIZES, MASK_MODES, TEXTS, VAL_EXPRESSIONS, Protocol
+from lib.recipes import expand
 from lib.segmentation import MODELS
 from lib.variants import CHOICES, Variant
 
@@ -25,6 +27,11 @@ DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are :class:`InputError`, so that all look alike."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with the options of recipes (``@recipes/NAME.args``) before the others."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(expand(words, self.prog), namespace)
 
     def error(self, message: str) -> Any:
         """Raise instead of exiting."""
@@ -102,6 +109,9 @@ def common_parser(description: str) -> Parser:
     run.add_argument("--device", default="cuda:0", help="the CPU is used where there is no CUDA")
     run.add_argument("--print-freq", type=int, default=10, help="steps between log lines")
     run.add_argument("--amp", default="off", choices=AMP, help="mixed precision")
+    run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    run.add_argument("--channels-last", action="store_true", help="memory format of convolutions")
+    run.add_argument("--tf32", action="store_true", help="float32 matmuls of a GPU in TF32")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
     train = p.add_argument_group("training")
@@ -148,6 +158,14 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.prog = "train.py"
     g = p.add_argument_group("beyond the published options")
     g.add_argument("--loss", default="ce", choices=list(LOSSES))
+    g.add_argument(
+        "--scale_lr",
+        type=int,
+        default=0,
+        metavar="BASE",
+        help="--lr is for so many samples a step: scale it with processes, --batch-size and "
+        "--accumulate (0: do not)",
+    )
     g.add_argument("--drop_path", type=float, default=0.3, help="rate of the last Swin block")
     g.add_argument(
         "--lang_layers",
@@ -203,6 +221,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--accumulate", type=int, default=1, metavar="N", help="batches that make one step"
     )
     g.add_argument(
+        "--grad-checkpoint", action="store_true", help="less memory: compute Swin blocks twice"
+    )
+    g.add_argument(
         "--fused_adamw",
         choices=("auto", "on", "off"),
         default="auto",
@@ -234,7 +255,8 @@ FREE_TO_CHANGE = """
     resume device workers pin_mem print_freq output_dir local_rank refer_data_root
     image_root data_cache bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
     save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
-    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw
+    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
+    channels_last tf32 grad_checkpoint
 """
 
 
@@ -318,6 +340,10 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+MAX_NUMBER = 2**31 - 1
+HIGHEST = {"img_size": 16384, "ape": 4096, "workers": 1024}  # beyond them, memory is
+
+
 def _name_outputs(args: argparse.Namespace) -> None:
     """Say where results and predictions go; each protocol has files of its own."""
     differences = protocol_of(args).differences()
@@ -335,10 +361,6 @@ def _name_outputs(args: argparse.Namespace) -> None:
         raise InputError(f"--predictions {args.predictions}: --results is there; name another file")
 
 
-MAX_NUMBER = 2**31 - 1
-HIGHEST = {"img_size": 16384, "ape": 4096, "workers": 1024}  # beyond them, memory is
-
-
 def _check(args: argparse.Namespace) -> None:
     """Fill in what depends on the model, and refuse values that would only fail later."""
     entry = MODELS[args.model]
@@ -350,6 +372,7 @@ def _check(args: argparse.Namespace) -> None:
     positive.append("max_tokens")
     not_negative = [
         "workers",
+        "scale_lr",
         "weight_decay",
         "ape",
         "seed",
@@ -422,6 +445,11 @@ def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
     g.add_argument(
         "--prob", action="store_true", help="also X.prob.png, 16 bits: 65535 is certainly inside"
     )
+    g.add_argument(
+        "--attention",
+        action="store_true",
+        help="also X.attention.png, how much each pixel listens to each word, at every stage",
+    )
     args = p.parse_args(argv)
     example = (
         'python demo_inference.py --image photo.jpg --sentence "the dog on the left" '
@@ -464,6 +492,11 @@ def parse_report(
         raise InputError(f"--split {args.split}: give a split to draw predictions of")
     _check(args)
     return args
+
+
+def speed_options(args: argparse.Namespace) -> dict[str, bool]:
+    """The keywords of :func:`lib.speed.prepare` that the options ask for."""
+    return {"channels_last": args.channels_last, "compiled": args.compile, "tf32": args.tf32}
 
 
 def refer_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 python demo_inference.py --image photo.jpg --sentence "the dog on the left" --resume CKPT
 python demo_inference.py --image FOLDER --sentence "dog" "cat" --resume CKPT --output DIR
 python demo_inference.py --list pairs.json --resume CKPT --output DIR --caption --mask --rle --prob
+python demo_inference.py ... --attention
 
 The model sees what it saw in training: the photo resized to a square of --img_size. Its logits
 are resized back to the photo's own size, bilinearly, and the mask is their argmax there. All
@@ -30,12 +31,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import utils
-from args import model_options, parse_demo
+from args import model_options, parse_demo, speed_options
 from bert import encode, load_tokenizer
 from bert.tokenizer import Tokenizer
 from data.images import open_rgb
 from data.transforms import Preprocess
-from lib import checkpoint, engine
+from lib import checkpoint, engine, speed
+from lib.attention import attention_figure, fusions, word_attention
 from lib.engine import at_size
 from lib.errors import InputError
 from lib.masks import run_lengths
@@ -67,7 +69,8 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[Segmenter, Tok
     content = checkpoint.read_file(args.resume)
     model = build_model(args.model, **model_options(args))
     checkpoint.load_model(model, content, args.resume)
-    return model.to(device).eval(), load_tokenizer(args.bert_tokenizer)
+    speed.prepare(model.to(device).eval(), **speed_options(args))
+    return model, load_tokenizer(args.bert_tokenizer)
 
 
 @torch.inference_mode()
@@ -255,8 +258,9 @@ def _new_name(stem: str, taken: set[str]) -> str:
 
 
 def side_files(path: Path) -> dict[str, Path]:
-    """Where mask, RLE and probability map go, beside an overlay."""
+    """Where mask, RLE, probability map and attention go, beside an overlay."""
     endings = {"mask": ".mask.png", "rle": ".rle.json", "prob": ".prob.png"}
+    endings["attention"] = ".attention.png"
     return {kind: path.with_name(path.stem + ending) for kind, ending in endings.items()}
 
 
@@ -303,6 +307,37 @@ def answer(job: Job, photo: Image.Image, logits: Tensor, args: argparse.Namespac
     return shares
 
 
+@torch.inference_mode()
+def explain(
+    job: Job,
+    photo: Image.Image,
+    logits: Tensor,
+    model: Segmenter,
+    tokenizer: Tokenizer,
+    args: argparse.Namespace,
+) -> None:
+    """Write the attention figures of a job; the other arguments are those of :func:`predict`.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    device = next(model.parameters()).device
+    image = Preprocess(args.img_size).image(photo)[None]
+    for sentence, path, of_sentence in zip(job.sentences, job.overlays, logits, strict=True):
+        ids, mask = encode(tokenizer, [sentence], args.max_tokens)
+        batch = {"image": image, "input_ids": ids, "attention_mask": mask}
+        maps = word_attention(model, **engine.to_device(batch, device))
+        real = int(mask.sum())
+        figure = attention_figure(
+            photo,
+            overlay(photo, at_size(of_sentence, photo.height, photo.width).mask),
+            tokenizer.convert_ids_to_tokens(ids[0, :real].tolist()),
+            [m[0, :real].float().cpu().numpy() for m in maps],
+            printable(sentence),
+        )
+        write_picture(figure, side_files(path)["attention"])
+
+
 def _table(jobs: Sequence[Job]) -> Callable[..., str]:
     """How to print a row of the table; all names are known beforehand, so that columns line up."""
     photos = max(len(_short(job.photo.name)) for job in jobs)
@@ -339,6 +374,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = utils.init_distributed(args.device, args.local_rank)
     utils.setup_logging(None, info.rank)
     model, tokenizer = load(args, info.device)
+    if args.attention:
+        fusions(model)  # has none: said before anything is written
     warn_of_long(tokenizer, (s for job in jobs for s in job.sentences), args.max_tokens)
     row = _table(jobs)
     log.info("%s", row("photo", "sentence", "covered", "overlay"))
@@ -363,6 +400,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.amp,
         )
         shares = answer(job, photo, logits, args)
+        if args.attention:
+            explain(job, photo, logits, model, tokenizer, args)
         for sentence, path, share in zip(job.sentences, job.overlays, shares, strict=True):
             log.info("%s", row(job.photo.name, sentence, f"{share:.2%}", path))
             if not share:

@@ -35,7 +35,7 @@ from data.loaders import (
     build_loader,
     one_expression_per_object,
 )
-from lib import checkpoint, engine, optim
+from lib import checkpoint, engine, optim, speed
 from lib.errors import InputError
 from lib.losses import LOSSES
 from lib.metrics import Metrics, summarise
@@ -69,10 +69,16 @@ def build(
         if args.pretrained_swin_weights:
             log.info(load_swin_weights(model, args.pretrained_swin_weights))
     model.to(info.device)
+    if args.channels_last:
+        speed.use_channels_last(model)
+    if args.grad_checkpoint:
+        speed.recompute_blocks(model)
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)
     optim.freeze_unused(model, groups)
     fused = args.fused_adamw == "on" or (args.fused_adamw == "auto" and info.device.type == "cuda")
-    optimizer = optim.build_optimizer(groups, args.lr, args.weight_decay, args.amsgrad, fused)
+    total_batch = info.world * args.batch_size * args.accumulate
+    lr = optim.scaled_lr(args.lr, total_batch, args.scale_lr)
+    optimizer = optim.build_optimizer(groups, lr, args.weight_decay, args.amsgrad, fused)
     scheduler = optim.poly_schedule(optimizer, steps_per_epoch * args.epochs)
     scaler = torch.amp.GradScaler(info.device.type, enabled=args.amp == "fp16")
     run = Run(model, optimizer, scheduler, scaler)
@@ -132,7 +138,10 @@ class Trainer:
         self.train_set, self.val_set, self.sampler, self.files = train_set, val_set, sampler, files
         self.steps = len(sampler) // args.accumulate  # an epoch
         self.loader = build_loader(train_set, sampler, args.workers, args.pin_mem)
-        self.objective = wrap(Objective(run.model, LOSSES[args.loss]), info)
+        objective = Objective(run.model, LOSSES[args.loss])
+        if args.compile:
+            speed.compile_module(objective)
+        self.objective = wrap(objective, info)
         self.protocol = protocol_of(args).label  # of the validation
         self.folder = Path("models") / args.model_id
         self.metrics_file = self.folder / "metrics.jsonl"
@@ -419,6 +428,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     Raises:
         Stopped: a signal came; what could be saved was.
     """
+    if args.tf32:
+        speed.allow_tf32()
     if args.deterministic:
         utils.make_deterministic()
     info = utils.init_distributed(args.device, args.local_rank)

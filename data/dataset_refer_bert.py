@@ -284,6 +284,14 @@ class ReferDataset(Dataset[Sample]):
         chosen = [self.records[i] for i in indices]
         return [f"ref {r.ref_id} ({r.file_name}) {r.sentence[:60]!r}" for r in chosen]
 
+    def by_picture(self, indices: Iterable[int]) -> list[int]:
+        """Samples about the same picture side by side, otherwise in their order."""
+        indices = list(indices)
+        images = self._image_ids[indices].tolist()
+        first = {image: place for place, image in enumerate(dict.fromkeys(images))}
+        order = sorted(range(len(indices)), key=lambda k: first[images[k]])
+        return [indices[k] for k in order]
+
     def check_images(self) -> None:
         """Look for every picture of the split, without opening any.
 
@@ -379,6 +387,10 @@ class OtherObjectSentences(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def by_picture(self, indices: Iterable[int]) -> list[int]:
+        """As :meth:`ReferDataset.by_picture`."""
+        return self.dataset.by_picture(indices)
 
     def __getitem__(self, index: int) -> Sample:
         return {**self.dataset[index], **self.dataset.text(self._other[index])}

@@ -33,7 +33,8 @@ def open_rgb(path: str | Path) -> Image.Image:
 
     Palette, grayscale, CMYK and transparent pictures become what PIL's own conversion makes
     of them (transparency is dropped), as in the release. EXIF orientation is not applied:
-    the release does not, and annotations are in the file's own pixel coordinates.
+    the release does not, and annotations are in the file's own pixel coordinates. (Of a TIFF
+    PIL itself applies it.)
 
     Args:
         path: JPEG, PNG, BMP, GIF (first frame), TIFF, WebP or PPM.

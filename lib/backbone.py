@@ -46,13 +46,16 @@ class MultiModalStage(nn.Module):
         self.res_gate = variant.build_gate(dim)
         self.downsample = None if last else PatchMerging(dim)
 
-    def forward(self, x: Tensor, lang: Tensor, lang_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Run the stage.
 
         Args:
             x: (B, H, W, C).
             lang: (B, N_l, C_l).
             lang_mask: (B, N_l), 1 = real token.
+            of_picture: (B,), which of the maps each sentence is about; None: each has its own.
 
         Returns:
             Features for the decoder (F, or V' in a variant), (B, H, W, C), and the input of the
@@ -60,12 +63,14 @@ class MultiModalStage(nn.Module):
         """
         for block in self.blocks:
             x = block(x)
+        if of_picture is not None:
+            x = x[of_picture]
         vis = x.flatten(1, 2)  # (B, HW, C)
         fused = self.fusion(vis, lang, lang_mask).view_as(x)
         if self.downsample is None and not self.decode_gated:
             return fused, None
         if self.res_gate is not None:
-            x = x + self.res_gate(fused) * fused  # V'
+            x = torch.addcmul(x, self.res_gate(fused), fused)  # V'
         shown = x if self.decode_gated else fused
         return shown, None if self.downsample is None else self.downsample(x)
 
@@ -122,13 +127,16 @@ class MultiModalSwin(nn.Module):
             self.add_module(f"norm{i}", nn.LayerNorm(dim))
         self.apply(init_linear)
 
-    def forward(self, image: Tensor, lang: Tensor, lang_mask: Tensor) -> list[Tensor]:
+    def forward(
+        self, image: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
+    ) -> list[Tensor]:
         """Encode a picture under the guidance of a sentence.
 
         Args:
             image: (B, 3, H, W), normalised.
             lang: (B, N_l, C_l) word features.
             lang_mask: (B, N_l), 1 = real token.
+            of_picture: (B,), which of the pictures each sentence is about; None: each has its own.
 
         Returns:
             Four maps (B, C_i, H_i, W_i) of stride 4, 8, 16, 32.
@@ -136,7 +144,7 @@ class MultiModalSwin(nn.Module):
         x: Tensor | None = self.embed(image)
         maps = []
         for i, stage in enumerate(self.layers):
-            fused, x = stage(x, lang, lang_mask)
+            fused, x = stage(x, lang, lang_mask, of_picture if i == 0 else None)
             norm = getattr(self, f"norm{i}")
             maps.append(norm(fused).permute(0, 3, 1, 2))
         return maps

@@ -25,6 +25,7 @@ from lib.backbone import add_position, init_linear, position_embedding
 from lib.config import SwinSize
 from lib.errors import InputError
 from lib.fusion import LanguageGate, TokenConv1d, TokenInstanceNorm, split_heads, word_bias
+from lib.kernels import use_linear
 from lib.losses import Loss, cross_entropy
 from lib.mask_predictor import MaskPredictor, upsample
 from lib.model import Segmenter, State, at_least_float32, decay_group, fill_text
@@ -71,6 +72,13 @@ class WordFusion(nn.Module):
         self.values_l = nn.Linear(lang_dim, width)
         self.w_v = nn.Sequential(TokenConv1d(width, vis_dim), TokenInstanceNorm())
         self.project_mm = nn.Sequential(TokenConv1d(vis_dim, vis_dim), nn.GELU())
+
+    def attention(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
+        """Weights of the words for each token, (B, heads, HW, N_l); :meth:`forward` fuses them."""
+        query = split_heads(self.v_q(vis.flatten(1, 2)), self.num_heads)
+        key = split_heads(self.l_q(lang), self.num_heads)
+        logits = query @ key.transpose(-2, -1) * HEAD_WIDTH**-0.5
+        return (logits + word_bias(lang_mask, query.dtype)).softmax(dim=-1)
 
     def forward(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
         """Fuse.
@@ -130,7 +138,7 @@ class FusedStage(nn.Module):
             self.downsample = PatchMerging(dim)
 
     def forward(
-        self, x: Tensor, lang: Tensor, lang_mask: Tensor
+        self, x: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the stage.
 
@@ -138,6 +146,7 @@ class FusedStage(nn.Module):
             x: (B, H, W, C).
             lang: (B, N_l, C_l).
             lang_mask: (B, N_l), 1 = real token.
+            of_picture: (B,), which of the maps each sentence is about; None: each has its own.
 
         Returns:
             The map before fusion and the fused one for the decoder, both (B, H, W, C), and the
@@ -146,12 +155,14 @@ class FusedStage(nn.Module):
         """
         for block in self.blocks:
             x = block(x)
+        if of_picture is not None:
+            x = x[of_picture]
         fused = self.attn1(x, lang, lang_mask)
         if self.last:
             return x, fused, None
-        merged = self.downsample(x + self.linear1(fused) * fused)
+        merged = self.downsample(torch.addcmul(x, self.linear1(fused), fused))
         refined = self.attn2(merged, lang, lang_mask)
-        return x, fused, merged + self.linear2(refined) * refined
+        return x, fused, torch.addcmul(merged, self.linear2(refined), refined)
 
 
 class VisionStage(nn.Module):
@@ -203,10 +214,10 @@ class VisionStage(nn.Module):
         return x
 
     def forward(
-        self, x: Tensor, lang: Tensor, lang_mask: Tensor
+        self, x: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As :class:`FusedStage`, but the decoder's map is normalised and (B, C, H, W)."""
-        vis, fused, onward = self.layers(x, lang, lang_mask)
+        vis, fused, onward = self.layers(x, lang, lang_mask, of_picture)
         return vis, getattr(self, self.norm_name)(fused).permute(0, 3, 1, 2), onward
 
 
@@ -297,6 +308,7 @@ class CrossVLT(Segmenter):
         "decoder",
         *("lang_stage1", "lang_stage2", "lang_stage3", "lang_stage4"),
     )
+    shares_pictures = True
 
     def __init__(
         self,
@@ -326,22 +338,30 @@ class CrossVLT(Segmenter):
         self.lang_stage3 = LanguageStage(config, dims[2])
         self.lang_stage4 = LanguageStage(config, dims[3])
         self.classifier = MaskPredictor(dims)
+        use_linear(self)
 
-    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        of_picture: Tensor | None = None,
+    ) -> Tensor:
         """(B, 3, H, W) pictures and (B, N_l) sentences -> (B, 2, H, W) logits."""
-        return self.encode(image, input_ids, attention_mask, alignment=False).logits
+        return self.encode(image, input_ids, attention_mask, of_picture, alignment=False).logits
 
     def encode(
         self,
         image: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
+        of_picture: Tensor | None = None,
         alignment: bool = True,
     ) -> CrossVLTOutput:
         """Logits and, with ``alignment``, the similarity maps; in train and eval mode alike.
 
         Args:
-            image, attention_mask: as in :meth:`forward`.
+            image, attention_mask, of_picture: as in :meth:`forward`.
             input_ids: (B, N_l) int64; the first is [CLS], which stands for the sentence.
             alignment: whether to compute the maps; the list is empty without.
         """
@@ -355,7 +375,7 @@ class CrossVLT(Segmenter):
         for i, stage in enumerate(stages):
             if i > 0:
                 lang = later[i - 1](lang, x.flatten(1, 2), attention_mask)
-            vis, fused, x = stage(x, lang, attention_mask)
+            vis, fused, x = stage(x, lang, attention_mask, of_picture if i == 0 else None)
             maps.append(fused)
             if alignment:
                 vis, sentence = stage.layers.proj(vis), projections[i](lang[:, 0])

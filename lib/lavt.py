@@ -13,6 +13,7 @@ from bert import build_text_encoder
 from lib.backbone import MultiModalSwin
 from lib.config import SwinSize
 from lib.errors import InputError
+from lib.kernels import use_linear
 from lib.mask_predictor import MaskPredictor, upsample
 from lib.model import Segmenter, State, decay_group, fill_text
 from lib.variants import PUBLISHED, Variant
@@ -39,6 +40,7 @@ class LAVT(Segmenter):
     """
 
     groups = ("backbone_no_decay", "backbone", "decoder", "text")
+    shares_pictures = True
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class LAVT(Segmenter):
         self.backbone = backbone
         self.classifier = classifier
         self.text_encoder = text_encoder
+        use_linear(text_encoder)
 
     def train(self, mode: bool = True) -> LAVT:
         """Set train mode; the text encoder stays in eval mode where its dropout is off."""
@@ -70,10 +73,16 @@ class LAVT(Segmenter):
         output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
         return output.last_hidden_state
 
-    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        of_picture: Tensor | None = None,
+    ) -> Tensor:
         """(B, 3, H, W) pictures and (B, N_l) sentences -> (B, 2, H, W) logits."""
         lang = self.encode_text(input_ids, attention_mask)
-        maps = self.backbone(image, lang, attention_mask)
+        maps = self.backbone(image, lang, attention_mask, of_picture)
         return upsample(self.classifier(maps), image.shape[-2:])
 
     def parameter_group(self, name: str, lang_layers: int | None) -> str | None:

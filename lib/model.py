@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lib import kernels
 from lib.errors import InputError
 from lib.losses import Loss
 
@@ -29,21 +30,38 @@ class Segmenter(nn.Module, ABC):
 
     Attributes:
         groups: names of the optimizer's parameter groups, in the order of the release.
+        shares_pictures: whether :meth:`forward` takes ``of_picture``.
         variant: options that were asked for, by name, which a checkpoint's names and shapes need
             not tell: loading compares them with the options that the checkpoint was trained with.
     """
 
     groups: tuple[str, ...]
+    shares_pictures = False
     variant: Mapping[str, str] = MappingProxyType({})
 
+    def train(self, mode: bool = True) -> Segmenter:
+        """Set train or evaluation mode; what was made of the weights is made afresh after it."""
+        kernels.forget()
+        return super().train(mode)
+
     @abstractmethod
-    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        of_picture: Tensor | None = None,
+    ) -> Tensor:
         """Segment what the sentences mean.
 
         Args:
             image: (B, 3, H, W) float, normalised; any H and W.
             input_ids: (B, N_l) int64.
             attention_mask: (B, N_l), 1 = real token.
+            of_picture: (B,) int64, which of the pictures each sentence is about, where there are
+                fewer pictures than sentences: what depends on no sentence is then computed once
+                a picture. None: each sentence has its own. A model without
+                :attr:`shares_pictures` is not given it, and need not take it.
 
         Returns:
             (B, 2, H, W) logits of background and object; the mask is their argmax over dim 1.

@@ -72,6 +72,17 @@ def freeze_unused(model: Segmenter, groups: Iterable[dict[str, Any]]) -> None:
         model.get_parameter(name).requires_grad_(False)
 
 
+def scaled_lr(lr: float, total_batch: int, base: int) -> float:
+    """The learning rate for a batch of another size, in proportion.
+
+    Args:
+        lr: for batches of ``base``.
+        total_batch: samples of a step, of all processes and accumulated batches.
+        base: 0 for no scaling.
+    """
+    return lr * total_batch / base if base else lr
+
+
 def build_optimizer(
     groups: list[dict[str, Any]],
     lr: float,

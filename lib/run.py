@@ -37,11 +37,11 @@ class Run:
     recent: list[Step] = field(default_factory=list)
     skipped: int = 0
 
-    def content(self, args: dict[str, Any], progress: dict[str, Any]) -> dict[str, Any]:
+    def content(self, arguments: dict[str, Any], progress: dict[str, Any]) -> dict[str, Any]:
         """The checkpoint of this moment, in the published layout and with what is beyond it.
 
         Args:
-            args: the run's arguments: plain values, so that safe loading needs no allow-list.
+            arguments: the run's: plain values, so that safe loading needs no allow-list.
             progress: of :meth:`progress`.
         """
         return {
@@ -50,7 +50,7 @@ class Run:
             "lr_scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch,
             "best_oIoU": self.best_oIoU,
-            "args": args,
+            "args": arguments,
             "progress": progress,
             **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
         }

@@ -1,8 +1,7 @@
 """Ablations of LAVT as options: what stands in the place of PWAM, gate, norm and decoder input.
 
 Defaults are the published network. The paper compares a language pathway with none, PWAM with a
-plain fusion, activations of the gate, norms within PWAM and features for the decoder (LAVT,
-Sec. 4.4).
+plain fusion, activations of the gate, norms within PWAM, and features for the decoder.
 """
 
 from __future__ import annotations

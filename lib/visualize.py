@@ -114,7 +114,8 @@ def _stamp(
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all pictures, in pixels."""
     return ImageFont.load_default(size=size)
 
 
@@ -138,7 +139,7 @@ def wrap(text: str, size: int, width: float, max_lines: int = MAX_CAPTION_LINES)
     lines = [""]
     for word in _pieces(printable(text).split(" "), size, width):
         longer = f"{lines[-1]} {word}".strip()
-        if _font(size).getlength(longer) <= width or not lines[-1]:
+        if font(size).getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
         elif len(lines) == max_lines:
             lines[-1] += " …"
@@ -151,11 +152,11 @@ def wrap(text: str, size: int, width: float, max_lines: int = MAX_CAPTION_LINES)
 def _pieces(words: Sequence[str], size: int, width: float) -> Iterator[str]:
     """The words, those wider than a line cut into pieces that fit."""
     for word in words:
-        while len(word) > 1 and _font(size).getlength(word) > width:
+        while len(word) > 1 and font(size).getlength(word) > width:
             fitting = [
                 n
                 for n in range(1, min(len(word), int(width)))
-                if _font(size).getlength(word[:n]) <= width
+                if font(size).getlength(word[:n]) <= width
             ]
             cut = max(fitting, default=1)
             yield word[:cut]
@@ -191,7 +192,7 @@ def _write(
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
-        draw.text((corner[0], corner[1] + i * round(1.3 * size)), line, font=_font(size), fill=ink)
+        draw.text((corner[0], corner[1] + i * round(1.3 * size)), line, font=font(size), fill=ink)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ have the names that code for these data sets expects.
 from __future__ import annotations
 
 import gc
-import os.path
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath

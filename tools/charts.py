@@ -45,22 +45,31 @@ def _svg(body: str, label: str) -> str:
     )
 
 
-def _frame(top: float, y_title: str, x_title: str, percent: bool = True) -> Iterator[str]:
-    """Horizontal grid lines with their numbers, and both titles; the scale ends at ``top``."""
+def _frame(y_title: str, x_title: str, top: float = 0, numbers: bool = True) -> Iterator[str]:
+    """Horizontal grid lines and both titles.
+
+    Args:
+        y_title, x_title: of the axes.
+        top: where the scale ends; 0: at 100 %.
+        numbers: whether the x axis is one of numbers, not of groups with their counts.
+    """
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _y(share)
         css = "axis" if share == 0 else "grid"
         yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="{css}"/>'
-        number = f"{100 * share:.0f}" if percent else f"{top * share:,.0f}"
+        number = f"{(top or 100) * share:,.0f}"
         yield _text(LEFT - 5, y + 4, number, "tick", "end")
     yield _text(2, 12, y_title, "title", "start")
-    yield _text(_x(0.5), HEIGHT - 4, x_title, "title")
+    yield _text(_x(0.5), HEIGHT - (20 if numbers else 4), x_title, "title")
 
 
 def _round_up(value: int) -> int:
-    """The next number that four equal steps of whole numbers reach."""
-    step = 10 ** max(0, len(str(value)) - 2)
-    return math.ceil(value / (4 * step)) * 4 * step
+    """The next number that four equal steps of a round whole number reach."""
+    size = 10 ** (len(str(value)) - 1)
+    steps = sorted(
+        int(n * size * scale) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8) for scale in (0.1, 1)
+    )
+    return next(4 * step for step in steps if step and 4 * step >= value)
 
 
 def histogram(iou: Values) -> str:
@@ -72,7 +81,7 @@ def histogram(iou: Values) -> str:
     edges = np.arange(HISTOGRAM_BINS + 1) / HISTOGRAM_BINS  # not linspace: as read from a text
     counts = np.histogram(iou, edges)[0]
     top = max(4, _round_up(int(counts.max())))
-    parts = list(_frame(top, "expressions", "IoU", percent=False))
+    parts = list(_frame("expressions", "IoU", top))
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
         last = " " if high == 1 else " (without) "
         what = f"IoU {low:.2f} to{last}{high:.2f}: {count:,} of {len(iou):,}"
@@ -102,7 +111,7 @@ def precision_curves(series: Mapping[str, Values]) -> str:
     Args:
         series: IoUs (N,) by name.
     """
-    parts = list(_frame(1, "P@K, % of expressions", "K, least IoU that counts as right"))
+    parts = list(_frame("P@K, % of expressions", "K, least IoU that counts as right"))
     for i, (name, iou) in enumerate(series.items()):
         shares, css = precision(iou), f"s{i % SERIES}"
         points = " ".join(f"{_x(k / 100):.1f},{_y(p):.1f}" for k, p in enumerate(shares))
@@ -132,7 +141,7 @@ def group_means(breakdown: Breakdown, means: Sequence[Mean], overall: float) -> 
         means: of each.
         overall: mean IoU of all samples, in [0, 1]; a dashed line.
     """
-    parts = list(_frame(1, "mean IoU, %", breakdown.axis))
+    parts = list(_frame("mean IoU, %", breakdown.axis, numbers=False))
     y = _y(overall)
     parts.append(f'<line class="mean" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     for i, (label, mean) in enumerate(zip(breakdown.labels, means, strict=True)):

@@ -131,7 +131,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained", sharex=True)
     for run, color in zip(runs, (COLORS[i % len(COLORS)] for i in range(len(runs))), strict=True):
         _draw_loss(axes[0], run, color)
-        axes[1].plot(run.lr.steps, run.lr.values, color=color, label=run.name)
+        # Dashed over the first: runs often share a schedule, and would hide each other.
+        axes[1].plot(run.lr.steps, run.lr.values, "-" if run is runs[0] else "--", color=color)
         _draw_iou(axes[2], run, color)
     for axis, title in zip(axes, ("loss", "learning rate", "validation IoU, %"), strict=True):
         axis.set_title(title, loc="left")

@@ -5,8 +5,8 @@
 const PAGE = 48; // samples a page
 const MISSING = [150, 150, 150]; // colour of a photo that is not there
 const RIM = [255, 255, 255]; // just outside a contour, so that it shows on any background
-const TINT = 0.45; // opacity of a filled mask
-const LARGE = 1200; // longer side of the large view, pixels
+const STRIPES = [0.6, 0.25]; // opacities of a filled mask: stripes show on an object of its colour
+const LARGE = 1000; // longer side of the large view, pixels
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const column = data.columns;
@@ -97,27 +97,40 @@ function maskAt(counts, photo, width, height) {
 // Pixels of a region within `thick` steps of its outside. `edge`: whether beyond the picture is so.
 function contour(mask, width, height, thick, edge) {
   const line = new Uint8Array(mask.length);
-  let inside = mask;
-  for (let step = 0; step < thick; step++) {
-    const next = inside.slice();
-    for (let y = 0, at = 0; y < height; y++) {
-      for (let x = 0; x < width; x++, at++) {
-        if (!inside[at]) continue;
-        const inner = (x > 0 ? inside[at - 1] : !edge) && (x < width - 1 ? inside[at + 1] : !edge) &&
-          (y > 0 ? inside[at - width] : !edge) && (y < height - 1 ? inside[at + width] : !edge);
-        if (!inner) { line[at] = 1; next[at] = 0; }
-      }
+  let front = [];
+  for (let y = 0, at = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, at++) {
+      if (!mask[at]) continue;
+      const inner = (x > 0 ? mask[at - 1] : !edge) && (x < width - 1 ? mask[at + 1] : !edge) &&
+        (y > 0 ? mask[at - width] : !edge) && (y < height - 1 ? mask[at + width] : !edge);
+      if (!inner) { line[at] = 1; front.push(at); }
     }
-    inside = next;
+  }
+  for (let step = 1; step < thick; step++) {
+    const next = [];
+    const grow = (at) => {
+      if (mask[at] && !line[at]) { line[at] = 1; next.push(at); }
+    };
+    for (const at of front) {
+      const x = at % width;
+      if (x > 0) grow(at - 1);
+      if (x < width - 1) grow(at + 1);
+      grow(at - width); // beyond the first and last row there is nothing
+      grow(at + width);
+    }
+    front = next;
   }
   return line;
 }
 
-function blend(pixels, region, color, opacity) {
+// Mix a colour into a region; `opacity` of the pixel at x, y.
+function blend(picture, region, color, opacity) {
+  const pixels = picture.data;
   for (let at = 0; at < region.length; at++) {
     if (!region[at]) continue;
+    const share = opacity(at % picture.width, Math.floor(at / picture.width));
     for (let c = 0; c < 3; c++) {
-      pixels[4 * at + c] += (color[c] - pixels[4 * at + c]) * opacity;
+      pixels[4 * at + c] += (color[c] - pixels[4 * at + c]) * share;
     }
   }
 }
@@ -167,12 +180,13 @@ async function draw(canvas, i, side) {
   }
   const picture = context.getImageData(0, 0, width, height);
   const thick = Math.max(1, Math.round(Math.max(width, height) / 180));
-  const rim = Math.ceil(thick / 3);
+  const rim = Math.ceil(thick / 3), stripe = 2 * thick;
   for (const layer of layers(i)) {
     const mask = maskAt(layer.counts, photo, width, height);
-    if (layer.filled) blend(picture.data, mask, layer.color, TINT);
-    blend(picture.data, contour(mask.map((v) => 1 - v), width, height, rim, false), RIM, 1);
-    blend(picture.data, contour(mask, width, height, thick, true), layer.color, 1);
+    const outside = mask.map((v) => 1 - v);
+    if (layer.filled) blend(picture, mask, layer.color, (x, y) => STRIPES[Math.floor((x + y) / stripe) % 2]);
+    blend(picture, contour(outside, width, height, rim, false), RIM, () => 1);
+    blend(picture, contour(mask, width, height, thick, true), layer.color, () => 1);
   }
   context.putImageData(picture, 0, 0);
   canvas.dataset.drawn = i;

@@ -13,7 +13,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -38,6 +37,7 @@ from tools.records import STANDARD, Prediction, read_records
 
 HERE = Path(__file__).parent
 JPEG_QUALITY = 72
+INDENT = "  "  # before the name of a row that is a part of the one above
 SIDES = (32, 4096)  # of an embedded photo, pixels
 
 Photo = tuple[str, int, int]  # file name; height, width of the annotation
@@ -139,14 +139,14 @@ def thumbnails(
 
 
 def metric_rows(samples: Sequence[Prediction]) -> list[tuple[str, Metrics]]:
-    """A row for each split, and for each kind of expression in it."""
+    """A row for each split, and below it for each kind of expression in it, indented."""
     rows = []
     for split in dict.fromkeys(s.split for s in samples):
         of_split = [s for s in samples if s.split == split]
         rows.append((split, _summarise(of_split)))
         for kind in sorted({s.kind for s in of_split if s.kind is not None}):
             of_kind = _summarise([s for s in of_split if s.kind == kind])
-            rows.append((f"{split} kind: {kind}", of_kind))
+            rows.append((f"{INDENT}kind: {kind}", of_kind))
     return rows
 
 
@@ -166,14 +166,14 @@ def _ious(samples: Sequence[Prediction]) -> npt.NDArray[np.float64]:
 
 def metrics_table(rows: Sequence[tuple[str, Metrics]], protocol: str) -> str:
     """The metrics as an HTML table, with the digits of test.py's."""
-    mark = "" if protocol == STANDARD else f" [{protocol}]"
+    mark = "" if protocol == STANDARD else f" <small>[{escape(protocol)}]</small>"
     head = [*(f"P@{k}" for k in PRECISION_AT), "oIoU", "mIoU", "n"]
     lines = ["<thead><tr><th></th>" + "".join(f"<th>{h}</th>" for h in head) + "</tr></thead>"]
     for name, m in rows:
         cells = [f"{v:.2f}" for v in [*m.precision.values(), m.oIoU, m.mIoU]] + [str(m.samples)]
-        css = ' class="kind"' if "kind: " in name else ""
+        css = ' class="kind"' if name.startswith(INDENT) else ""
         lines.append(
-            f'<tr{css}><th scope="row">{escape(name + mark)}</th>'
+            f'<tr{css}><th scope="row">{escape(name.strip())}{mark}</th>'
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + "</tr>"
         )
@@ -297,6 +297,15 @@ def _comparison_note(samples: Sequence[Prediction], comparison: Comparison, path
     )
 
 
+def _photo_scripts(photos: dict[Photo, int], jpegs: dict[str, str]) -> str:
+    """An element for each photo, which the browser does not decode before it is shown."""
+    return "\n".join(
+        f'<script type="text/plain" id="photo-{number}">{jpegs[name]}</script>'
+        for (name, _, _), number in photos.items()
+        if name in jpegs
+    )
+
+
 def build_page(
     samples: Sequence[Prediction],
     sources: Sequence[str],
@@ -330,7 +339,7 @@ def build_page(
     if comparison:
         note += _comparison_note(samples, comparison, compared)
     whole = len(chosen) == len(samples)
-    return Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
+    page = Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=style,
@@ -342,27 +351,9 @@ def build_page(
         charts=chart_section(samples, groups),
         shown="" if whole else f"{len(chosen):,} of {len(samples):,} samples, evenly spread.",
         data=for_script(gallery(samples, groups, photos, comparison, chosen)),
-        photos="\n".join(
-            f'<script type="text/plain" id="photo-{number}">{jpegs[name]}</script>'
-            for (name, _, _), number in photos.items()
-            if name in jpegs
-        ),
+        photos=_photo_scripts(photos, jpegs),
     )
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text file whole or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates
-        os.replace(partial, path)
-    except OSError as e:
-        raise InputError(f"cannot write {path} ({e.strerror}): change --output") from e
+    return page.encode("utf-8", "replace").decode()  # without lone surrogates
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -407,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"none of the {len(names)} photos can be read (--image_root): {first}")
         print(f"{len(wrong)} of {len(names)} photos cannot be shown: {first}")
     page = build_page(samples, args.records, jpegs, chosen, comparison, args.compare)
-    write_text(page, args.output)
+    utils.write_text(page, args.output)
     print(f"written: {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -22,6 +22,7 @@ from lib import checkpoint
 from lib.errors import InputError
 from lib.lavt import LAVT
 from lib.segmentation import build_model
+from lib.variants import Variant
 from refer.refer import REFER
 from tests.refer_files import CC0_ROOT, TINY_BERT
 
@@ -104,6 +105,38 @@ def test_writes_what_was_asked_for(
     assert row.split()[0] == "photo.jpg"
     assert f"{(mask > 0).mean():.2%}" in row
     assert row.endswith(str(out / f"{stem}.png"))
+
+
+def test_attention_figure(tmp_path: Path, photo: Path, weights: Path) -> None:
+    """A column a word; the overlay beside it is as it would be without."""
+    said = ("--image", photo, "--sentence", "red", "the big red one")
+    run(weights, *said, "--output", tmp_path / "a")
+    run(weights, *said, "--output", tmp_path / "b", "--attention")
+    few, many = "photo_red", "photo_the-big-red-one"
+    figures = [f"{few}.attention.png", f"{many}.attention.png"]
+    assert files(tmp_path / "b") == sorted([f"{few}.png", f"{many}.png", *figures])
+    for stem in (few, many):
+        name = f"{stem}.png"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with (
+        Image.open(tmp_path / "b" / figures[0]) as one,
+        Image.open(tmp_path / "b" / figures[1]) as two,
+    ):
+        assert one.height == two.height
+        assert two.width - one.width >= 3 * 160
+
+
+def test_no_attention_to_draw(tmp_path: Path, photo: Path) -> None:
+    torch.manual_seed(0)
+    variant = Variant(fusion="concat")
+    model = build_model(
+        "lavt", swin_type="micro", window_size=7, text_config=TINY_BERT, variant=variant
+    )
+    path = save(model, tmp_path / "plain.pth")
+    line = ("--image", photo, "--sentence", "red", "--output", tmp_path / "out", "--attention")
+    with pytest.raises(InputError, match="--attention: with fusion 'concat'"):
+        run(path, *line, "--fusion", "concat")
+    assert files(tmp_path / "out") == []
 
 
 def test_only_the_overlay_by_default_and_as_named(

@@ -12,6 +12,7 @@ import demo_inference as demo_script
 import test as test_script
 import train as train_script
 from args import parse_train
+from lib import speed
 from lib.metrics import PRECISION_AT
 from tests.scripts import Shapes, jsonl, run
 
@@ -208,3 +209,31 @@ def test_demo_of_the_generated_pairs(
 def test_window_of_a_training_run(options: list[str], window: int) -> None:
     """As published: the name of the ImageNet file decides, or here the flag."""
     assert parse_train(options).window == window
+
+
+@pytest.mark.parametrize("script", ["test", "demo"])
+def test_speed_options_where_nothing_is_trained(
+    script: str, trained: Path, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They reach the model: each is asked for, once, and the result is as without."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(speed, "compile_module", lambda model: asked.append("compile"))
+    monkeypatch.setattr(speed, "allow_tf32", lambda: asked.append("tf32"))
+    real = speed.use_channels_last
+    monkeypatch.setattr(
+        speed, "use_channels_last", lambda model: (asked.append("channels last"), real(model))
+    )
+    options = [*shapes.options, "--resume", str(trained / "checkpoints/model_best_whole.pth")]
+    fast = ["--compile", "--channels-last", "--tf32"]
+    for extra in ([], fast):
+        if script == "test":
+            name = f"{len(extra)}.json"
+            test_script.main([*options, *extra, "--split", "testA", "--results", name])
+        else:
+            list_file = str(shapes.root / "demo.json")
+            demo_script.main([*options, *extra, "--list", list_file, "--output", "out"])
+    assert asked == ["channels last", "compile", "tf32"]
+    if script == "test":
+        found = [json.loads(Path(f"{n}.json").read_text())["splits"]["testA"] for n in (0, 3)]
+        assert found[0]["all"]["mIoU"] == pytest.approx(found[1]["all"]["mIoU"], abs=0.1)

@@ -14,11 +14,16 @@ from lib import optim
 from lib.losses import cross_entropy
 from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
+from lib.variants import Variant
 from train import wrap
 
 
 def model(name: str) -> Segmenter:
-    """A small model whose every parameter differs from zero, the same in every process."""
+    """A small model whose every parameter differs from zero, the same in every process.
+
+    Its variant follows the name: 'lavt gate=off decoder_features=V'.
+    """
+    name, *changes = name.split()
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=60,
@@ -30,7 +35,12 @@ def model(name: str) -> Segmenter:
         attention_probs_dropout_prob=0.0,
     )
     built = build_model(
-        name, swin_type="micro", window_size=7, text_config=config, drop_path=0.0
+        name,
+        swin_type="micro",
+        window_size=7,
+        text_config=config,
+        drop_path=0.0,
+        variant=Variant(**dict(change.split("=") for change in changes)),
     )
     optim.freeze_unused(built, optim.parameter_groups(built, 0.01, lang_layers=2))
     return built.double().train()

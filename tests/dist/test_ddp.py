@@ -18,7 +18,16 @@ from tests.dist import gradients
 from tests.scripts import REPO, TIMEOUT, Shapes, environment, jsonl, run, torchrun
 
 
-@pytest.mark.parametrize(("name", "world"), [("lavt_one", 2), ("lavt_one", 3), ("crossvlt", 2)])
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [
+        ("lavt_one", 2),
+        ("lavt_one", 3),
+        ("crossvlt", 2),
+        ("lavt_one decoder_features=V pwam_norm=batch pwam_combine=words", 2),
+        ("lavt lang_path=off fusion=concat", 2),
+    ],
+)
 def test_gradient_is_the_mean_over_the_shards(name: str, world: int, tmp_path: Path) -> None:
     """DDP's gradient equals what single processes find on their shards, averaged."""
     script = ("tests/dist/gradients.py", name, str(tmp_path))

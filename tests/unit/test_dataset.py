@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,17 @@ def test_normalize_in_every_mode() -> None:
     weight = torch.ones(3, 1, 1, requires_grad=True)
     (normalize(pixels) * weight).sum().backward()
     assert weight.grad is not None
+
+
+def test_samples_of_a_picture_side_by_side(refer: REFER, tokenizer: Tokenizer) -> None:
+    data = ReferDataset(refer, "train", tokenizer, 32)
+    images = [r.image_id for r in data.records]
+    order = list(range(len(data)))[::2] + list(range(len(data)))[1::2]
+    together = data.by_picture(order)
+    assert sorted(together) == list(range(len(data)))
+    found = [images[i] for i in together]
+    changes = sum(a != b for a, b in pairwise(found))
+    assert changes == len(set(images)) - 1
+    for image in set(images):  # within a picture, the order given
+        of_image = [i for i in order if images[i] == image]
+        assert [i for i in together if images[i] == image] == of_image

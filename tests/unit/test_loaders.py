@@ -16,6 +16,7 @@ from data.loaders import (
     ShardedBatches,
     build_loader,
     one_expression_per_object,
+    share_pictures,
 )
 from data.transforms import normalize
 from lib.engine import to_device
@@ -194,3 +195,13 @@ def test_forked_workers_are_silent(
     encode(load_tokenizer(TINY_BERT), ["left square"] * 1000)
     assert len(list(build_loader(dataset, ShardedBatches(range(4), 2), 2))) == 2
     assert capfd.readouterr() == ("", "")
+
+
+def test_neighbours_with_one_picture_share_it() -> None:
+    a, b = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.ones(3, 2, 2, dtype=torch.uint8)
+    samples = [{"image": p.clone(), "index": i} for i, p in enumerate((a, a, b, a, a))]
+    batch = share_pictures(samples)
+    assert batch["of_picture"].tolist() == [0, 0, 1, 2, 2]
+    assert torch.equal(batch["image"], torch.stack([a, b, a]))
+    assert batch["index"].tolist() == [0, 1, 2, 3, 4]
+    assert "image" in samples[0]  # what was given is not changed

@@ -157,3 +157,26 @@ def test_what_cannot_be_built_is_one_clear_line(
     with pytest.raises(InputError, match=message) as caught:
         build_nano(**options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lavt", "lavt_one", "crossvlt"])
+def test_sentences_of_one_picture_share_its_first_stage(name: str, build_nano: Build) -> None:
+    """Fewer pictures than sentences give what a picture for each sentence gives."""
+    size = "micro" if name == "crossvlt" else "nano"  # whose heads are 64 wide
+    model = build_nano(name, swin_type=size).eval()
+    pictures = torch.randn(2, 3, 64, 48)
+    of_picture = torch.tensor([0, 0, 1, 0])
+    ids = torch.randint(1, 60, (4, 6))
+    mask = torch.tensor([[1] * n + [0] * (6 - n) for n in (6, 3, 4, 1)])
+    seen = []
+    hook = model.get_submodule(
+        "backbone.0.patch_embed" if name == "crossvlt" else "backbone.patch_embed"
+    ).register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    with torch.inference_mode():
+        shared = model(pictures, ids, mask, of_picture)
+        alone = model(pictures[of_picture], ids, mask)
+    hook.remove()
+    assert seen == [2, 4]
+    assert shared.shape == (4, 2, 64, 48)
+    assert torch.allclose(shared, alone, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[2], atol=1e-2)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from transformers import BertConfig
 
+import train
+from args import parse_train
 from lib import optim
 from lib.lavt import LAVT
 from tests.conftest import Build
+from utils import DistInfo
 
 
 def six_layers(text_config: BertConfig) -> BertConfig:
@@ -119,3 +122,23 @@ def test_norm_decay(build_nano: Build) -> None:
         assert (decay == 0.0) == (model.get_parameter(name).ndim < 2 or table), name
     assert found["published"]["classifier.bn1_4.weight"] == 0.01
     assert found["none"]["classifier.bn1_4.weight"] == 0.0
+
+
+def test_learning_rate_in_proportion_to_the_batch() -> None:
+    assert optim.scaled_lr(5e-5, 64, 32) == pytest.approx(1e-4)
+    assert optim.scaled_lr(5e-5, 8, 32) == pytest.approx(1.25e-5)
+    assert optim.scaled_lr(5e-5, 32, 32) == 5e-5
+    assert optim.scaled_lr(5e-5, 64, 0) == 5e-5
+
+
+@pytest.mark.parametrize(("options", "lr"), [([], 1e-3), (["--scale_lr", "32"], 6.0e-3)])
+def test_training_scales_it(
+    options: list[str], lr: float, build_nano: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 pictures a batch, 4 batches a step, 3 processes: 192 samples for a rate made for 32."""
+    recipe = ["--lr", "1e-3", "--batch-size", "16", "--accumulate", "4", "--text_from_scratch"]
+    monkeypatch.setattr(train, "build_model", lambda name, **_: build_nano())
+    info = DistInfo(0, 0, 3, torch.device("cpu"))
+    run, _ = train.build(parse_train([*recipe, *options]), info, 10)
+    rates = [g["lr"] for g in run.optimizer.param_groups]
+    assert rates == pytest.approx([lr] * len(rates))

@@ -85,6 +85,9 @@ def test_empty_masks(tmp_path: Path) -> None:
         ({"intersection": 6}, "'intersection' is more than 'union'"),
         ({"file_name": "../../etc/passwd"}, "leads out of the image folder"),
         ({"file_name": "a\\..\\..\\b.jpg"}, "leads out of the image folder"),
+        ({"file_name": "//host/a.jpg"}, "leads out of the image folder"),
+        ({"file_name": "C:\\a.jpg"}, "leads out of the image folder"),
+        ({"file_name": "\ud83d.jpg"}, "leads out of the image folder"),
         ({"file_name": ""}, "leads out of the image folder"),
         ({"truth": "24>"}, "'truth' is not"),
         ({"truth": {"size": [4, 5], "counts": [2, 4, 14]}}, "'truth' is not"),
@@ -99,7 +102,8 @@ def test_empty_masks(tmp_path: Path) -> None:
 )
 def test_bad_line_is_named(tmp_path: Path, changes: Line, says: str) -> None:
     lines = [sample(), sample(sent_ids=[6]), sample(sent_ids=[7]) | changes]
-    path = write_lines(tmp_path / "p.jsonl", lines)
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # ASCII
     with pytest.raises(InputError) as error:
         read_records(path)
     assert str(error.value).startswith(f"{path}, line 3: ")

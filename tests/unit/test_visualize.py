@@ -114,7 +114,7 @@ def test_wrap_fits_keeps_every_word_and_marks_what_is_cut() -> None:
     lines = wrap(text, 14, 120)
     assert len(lines) > 2
     assert " ".join(lines) == text
-    assert all(visualize._font(14).getlength(line) <= 120 for line in lines)
+    assert all(visualize.font(14).getlength(line) <= 120 for line in lines)
     cut = wrap(text, 14, 120, max_lines=2)
     assert len(cut) == 2
     assert cut[-1].endswith("…")

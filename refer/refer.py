@@ -102,15 +102,16 @@ class REFER:
             else:
                 self._read()
 
-    def _read(self) -> None:
-        """Read and index the records."""
+    def _read(self, *, index_refs: bool = True) -> None:
+        """Read, check and index the records."""
         pickle_path, instances_path = self._files
         self.data = {"dataset": self.dataset}
         with _no_garbage():
             self.data["refs"] = load_refs(pickle_path)
             self.data.update(load_instances(instances_path))
             self._index_instances(instances_path)
-            self._index_refs(self.data["refs"], pickle_path)
+            use_refs = self._index_refs if index_refs else self._check_refs
+            use_refs(self.data["refs"], pickle_path)
 
     def __getattr__(self, name: str) -> Any:
         if name not in RECORDS:
@@ -143,7 +144,7 @@ class REFER:
         kind = f"{self.dataset}-{self.splitBy}-{FORM}"
         kept = cache.get(kind, key)
         if kept is None:
-            self._read()
+            self._read(index_refs=False)
             tables = self._pack()
             if self._stamp() != before:  # another content was read than was looked up
                 return tables
@@ -169,13 +170,10 @@ class REFER:
         for ann in self.data["annotations"]:
             self.imgToAnns.setdefault(ann["image_id"], []).append(ann)
 
-    def _index_refs(self, refs: list[Ref], path: Path) -> None:
+    def _check_refs(self, refs: list[Ref], path: Path) -> None:
         self.Refs = _by_id(refs, "ref_id", "reference", path)
-        self.imgToRefs, self.catToRefs, self.refToAnn, self.annToRef = {}, {}, {}, {}
-        self.Sents, self.sentToRef, self.sentToTokens = {}, {}, {}
         for ref in refs:
-            ann = self.Anns.get(ref["ann_id"])
-            if ann is None:
+            if ref["ann_id"] not in self.Anns:
                 raise InputError(
                     f"{path}: reference {ref['ref_id']} is of annotation {ref['ann_id']}, which "
                     f"{self.DATA_DIR / 'instances.json'} does not have; {HELP}"
@@ -185,9 +183,15 @@ class REFER:
                     f"{path}: reference {ref['ref_id']} is in image {ref['image_id']}, which "
                     f"{self.DATA_DIR / 'instances.json'} does not have; {HELP}"
                 )
+
+    def _index_refs(self, refs: list[Ref], path: Path) -> None:
+        self._check_refs(refs, path)
+        self.imgToRefs, self.catToRefs, self.refToAnn, self.annToRef = {}, {}, {}, {}
+        self.Sents, self.sentToRef, self.sentToTokens = {}, {}, {}
+        for ref in refs:
             self.imgToRefs.setdefault(ref["image_id"], []).append(ref)
             self.catToRefs.setdefault(ref["category_id"], []).append(ref)
-            self.refToAnn[ref["ref_id"]] = ann
+            self.refToAnn[ref["ref_id"]] = self.Anns[ref["ann_id"]]
             self.annToRef[ref["ann_id"]] = ref
             for sentence in ref["sentences"]:
                 sent_id = sentence["sent_id"]

@@ -5,9 +5,11 @@
     python -m benchmarks.speed --report benchmarks/results/speed_*.json   # the tables again
 
 Measures the rate at which this machine multiplies large matrices, then forward passes and training
-steps, turn by turn, so that a busy neighbour slows both. Prints tables (Markdown) and writes a JSON
-file. FLOPs are those of the network as published (2 per multiply-add, BERT included), as PyTorch
-counts them. Each row has a process of its own, because of its peak memory.
+steps, turn by turn, so that a busy neighbour slows both; of one CPU thread only its own time is
+counted.
+Prints tables (Markdown) and writes a JSON file. FLOPs are those of the network as published (2 per
+multiply-add, BERT included), as PyTorch counts them. Each row has a process of its own, because of
+its peak memory.
 """
 
 from __future__ import annotations
@@ -160,15 +162,19 @@ def matmuls(dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Callabl
     }
 
 
+def clock(device: torch.device) -> float:
+    """Seconds, on a GPU after its work; of one thread its own, which neighbours do not lengthen."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time() if alone else time.perf_counter()
+
+
 def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """How long a call takes, on a GPU until its work is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    """How long a call takes, by :func:`clock`."""
+    began = clock(device)
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return clock(device) - began
 
 
 def machine() -> dict[str, Any]:
@@ -315,16 +321,11 @@ class Stopwatch:
         timed = [n for p, names in self.names.items() for n in names if (p, part) != MLP_OF]
         return any(name.startswith(n + ".") for n in timed)
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
     def _start(self, *_: object) -> None:
-        self.began.append(self._now())
+        self.began.append(clock(self.device))
 
     def _stop(self, part: str, *_: object) -> None:
-        self.seconds[part] += self._now() - self.began.pop()
+        self.seconds[part] += clock(self.device) - self.began.pop()
 
     def remove(self) -> None:
         """Take the hooks away."""

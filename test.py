@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from args import dataset_options, model_options, parse_test, protocol_of, speed_options
+from args import (
+    dataset_options,
+    model_options,
+    parse_test,
+    protocol_of,
+    refer_options,
+    speed_options,
+)
 from bert import load_tokenizer
 from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
 from data.loaders import ShardedBatches, build_loader, one_expression_per_object
@@ -176,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint.load_model(model, content, args.resume)
     speed.prepare(model.to(info.device), **speed_options(args))
     tokenizer = load_tokenizer(args.bert_tokenizer)
-    refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
+    refer = REFER(**refer_options(args))
     datasets = {
         split: ReferDataset(refer, split, tokenizer, **dataset_options(args))
         for split in args.splits

@@ -82,6 +82,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         return _deep_to_gray(picture).convert("RGB")
     if picture.mode == "RGBa":
         return picture.convert("RGBA").convert("RGB")
+    if picture.mode == "RGB":
+        picture.load()  # conversion would make a copy
+        return picture
     return picture.convert("RGB")
 
 

@@ -159,8 +159,8 @@ def share_pictures(samples: list[dict[str, Any]]) -> dict[str, Any]:
             pictures.append(sample["image"])
         of_picture.append(len(pictures) - 1)
     rest = [{k: v for k, v in sample.items() if k != "image"} for sample in samples]
-    batch = default_collate(rest)
-    return {**batch, "image": default_collate(pictures), "of_picture": torch.tensor(of_picture)}
+    shared = collate([{"image": picture} for picture in pictures])
+    return {**default_collate(rest), **shared, "of_picture": torch.tensor(of_picture)}
 
 
 def build_loader(
@@ -186,15 +186,24 @@ def build_loader(
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
-        collate_fn=share_pictures if sharing else None,
         num_workers=workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        collate_fn=share_pictures if sharing else collate,
         worker_init_fn=_leave_signals_to_the_main_process,
         # Starting an epoch draws a seed for the workers. Without a generator of its own the
         # loader would draw it from the model's, and shift the dropout of a resumed run.
         generator=torch.Generator(),
     )
+
+
+def collate(samples: list[Any]) -> Any:
+    """Stack samples; pictures keep the order of their bytes, which the device changes faster."""
+    if not isinstance(samples[0], dict) or "image" not in samples[0]:
+        return default_collate(samples)
+    rows = [sample | {"image": sample["image"].permute(1, 2, 0)} for sample in samples]
+    batch = default_collate(rows)
+    return batch | {"image": batch["image"].permute(0, 3, 1, 2)}
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

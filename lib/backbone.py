@@ -70,7 +70,7 @@ class MultiModalStage(nn.Module):
         if self.downsample is None and not self.decode_gated:
             return fused, None
         if self.res_gate is not None:
-            x = x + self.res_gate(fused) * fused  # V'
+            x = torch.addcmul(x, self.res_gate(fused), fused)  # V'
         shown = x if self.decode_gated else fused
         return shown, None if self.downsample is None else self.downsample(x)
 

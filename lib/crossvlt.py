@@ -25,6 +25,7 @@ from lib.backbone import add_position, init_linear, position_embedding
 from lib.config import SwinSize
 from lib.errors import InputError
 from lib.fusion import LanguageGate, TokenConv1d, TokenInstanceNorm, split_heads, word_bias
+from lib.kernels import use_linear
 from lib.losses import Loss, cross_entropy
 from lib.mask_predictor import MaskPredictor, upsample
 from lib.model import Segmenter, State, at_least_float32, decay_group, fill_text
@@ -159,9 +160,9 @@ class FusedStage(nn.Module):
         fused = self.attn1(x, lang, lang_mask)
         if self.last:
             return x, fused, None
-        merged = self.downsample(x + self.linear1(fused) * fused)
+        merged = self.downsample(torch.addcmul(x, self.linear1(fused), fused))
         refined = self.attn2(merged, lang, lang_mask)
-        return x, fused, merged + self.linear2(refined) * refined
+        return x, fused, torch.addcmul(merged, self.linear2(refined), refined)
 
 
 class VisionStage(nn.Module):
@@ -337,6 +338,7 @@ class CrossVLT(Segmenter):
         self.lang_stage3 = LanguageStage(config, dims[2])
         self.lang_stage4 = LanguageStage(config, dims[3])
         self.classifier = MaskPredictor(dims)
+        use_linear(self)
 
     def forward(
         self,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lib.kernels import Linear, linear
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -34,7 +35,7 @@ class TokenConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, in) -> (B, T, out)."""
-        return F.linear(x, self.weight.squeeze(-1), self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class TokenInstanceNorm(nn.Module):
@@ -197,8 +198,8 @@ class LanguageGate(nn.Sequential):
 
     def __init__(self, dim: int, activation: nn.Module | None = None) -> None:
         super().__init__(
-            nn.Linear(dim, dim, bias=False),
+            Linear(dim, dim, bias=False),
             nn.ReLU(),
-            nn.Linear(dim, dim, bias=False),
+            Linear(dim, dim, bias=False),
             activation or nn.Tanh(),
         )

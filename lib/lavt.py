@@ -13,6 +13,7 @@ from bert import build_text_encoder
 from lib.backbone import MultiModalSwin
 from lib.config import SwinSize
 from lib.errors import InputError
+from lib.kernels import use_linear
 from lib.mask_predictor import MaskPredictor, upsample
 from lib.model import Segmenter, State, decay_group, fill_text
 from lib.variants import PUBLISHED, Variant
@@ -58,6 +59,7 @@ class LAVT(Segmenter):
         self.backbone = backbone
         self.classifier = classifier
         self.text_encoder = text_encoder
+        use_linear(text_encoder)
 
     def train(self, mode: bool = True) -> LAVT:
         """Set train mode; the text encoder stays in eval mode where its dropout is off."""

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.kernels import conv_relu, eager, wants_grad
+
 
 def upsample(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Bilinear resize with aligned corners, (B, C, h, w) -> (B, C, H, W)."""
@@ -39,7 +41,11 @@ class MaskPredictor(nn.Module):
         self.add_module(f"bn{suffix}", nn.BatchNorm2d(outputs))
 
     def _conv(self, suffix: str, x: Tensor) -> Tensor:
-        return F.relu(getattr(self, f"bn{suffix}")(getattr(self, f"conv{suffix}")(x)))
+        conv, norm = getattr(self, f"conv{suffix}"), getattr(self, f"bn{suffix}")
+        if norm.training or not eager() or wants_grad(x, conv.weight, norm.weight):
+            return F.relu(norm(conv(x)))
+        sources = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return conv_relu(x, "folded", sources, lambda dtype: folded(conv, norm, dtype))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Decode.
@@ -59,3 +65,12 @@ class MaskPredictor(nn.Module):
         weight, bias = self.conv1_1.weight.flatten(1), self.conv1_1.get_parameter("bias")
         logits = weight @ x.flatten(2) + bias[:, None]
         return logits.unflatten(2, x.shape[-2:])
+
+
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that does what these two do while evaluating."""
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    scale = norm.weight / (variance + norm.eps).sqrt()
+    weight = conv.weight * scale[:, None, None, None]
+    bias = norm.bias - mean * scale
+    return weight.to(dtype, memory_format=torch.channels_last), bias.to(dtype)

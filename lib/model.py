@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lib import kernels
 from lib.errors import InputError
 from lib.losses import Loss
 
@@ -37,6 +38,11 @@ class Segmenter(nn.Module, ABC):
     groups: tuple[str, ...]
     shares_pictures = False
     variant: Mapping[str, str] = MappingProxyType({})
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Set train or evaluation mode; what was made of the weights is made afresh after it."""
+        kernels.forget()
+        return super().train(mode)
 
     @abstractmethod
     def forward(

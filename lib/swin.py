@@ -15,6 +15,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lib import windows
+from lib.kernels import Linear, derived, eager_cpu, wants_grad
+
 
 class PatchEmbed(nn.Module):
     """Split an image into patches and embed each (Swin paper, Sec. 3.1).
@@ -43,7 +46,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,8 +120,8 @@ class WindowAttention(nn.Module):
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
         self.register_buffer("relative_position_index", relative_position_index(window_size))
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -135,8 +138,7 @@ class WindowAttention(nn.Module):
         heads = self.num_heads
         qkv = self.qkv(x).view(B, nW, N, 3, heads, C // heads)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (B, nW, heads, N, C/heads)
-        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = bias.view(N, N, heads).permute(2, 0, 1)  # (heads, N, N)
+        bias = self.bias()
         if mask is not None:
             # Windows join the head axis, so that the mask is broadcast over B, never copied.
             bias = (bias + mask[:, None].to(bias.dtype)).flatten(0, 1)  # (nW * heads, N, N)
@@ -147,18 +149,48 @@ class WindowAttention(nn.Module):
         out = out.view(B, nW, heads, N, C // heads).transpose(2, 3).reshape(B, nW, N, C)
         return self.proj(out)
 
+    def whole(self, x: Tensor, window_size: int, shift: int, mask: Tensor | None) -> Tensor:
+        """Attend within each window of a map, on the CPU; padded tokens cost no projection.
+
+        Args:
+            x: (B, H, W, C), not padded.
+            window_size, shift: of the windows.
+            mask: (nW, N, N) additive, or None.
+
+        Returns:
+            (B, H, W, C).
+        """
+        layout = windows.window_layout(*x.shape[:3], window_size, shift)
+        qkv = self.qkv(x).flatten(1, 2)
+        # A token of zeros has the bias for query, key and value.
+        edge = self.qkv.bias.to(qkv.dtype)
+        out = windows.WindowAttention.apply(qkv, edge, self.bias(), mask, layout)
+        return self.proj(out.view(x.shape))
+
+    def bias(self) -> Tensor:
+        """Relative position bias of each pair of tokens, (heads, N, N)."""
+        table, index = self.relative_position_bias_table, self.relative_position_index
+        if wants_grad(table):
+            return self._bias()
+        return derived("bias", (table, index), self._bias)
+
+    def _bias(self) -> Tensor:
+        index = self.relative_position_index
+        bias = self.relative_position_bias_table[index.flatten()]
+        return bias.view(*index.shape, self.num_heads).permute(2, 0, 1).contiguous()
+
 
 class Mlp(nn.Module):
     """Two linear layers with an exact (erf) GELU between them."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.fc1(x, gelu=True))
 
 
 class SwinBlock(nn.Module):
@@ -209,6 +241,10 @@ class SwinBlock(nn.Module):
         """
         H, W = x.shape[1:3]
         w, s = self.window_size, self.shift
+        if eager_cpu(x, self.attn.qkv.weight):
+            Hp, Wp = H + -H % w, W + -W % w
+            mask = shift_mask(Hp, Wp, w, s, x.device) if s > 0 else None
+            return self.attn.whole(x, w, s, mask)
         x = F.pad(x, (0, 0, 0, -W % w, 0, -H % w))
         Hp, Wp = x.shape[1:3]
         mask = None

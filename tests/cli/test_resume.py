@@ -389,7 +389,7 @@ def test_numbers_gone_wrong_are_skipped(
 
 def test_a_learning_rate_that_explodes(options: list[str]) -> None:
     """No planted number: what users really meet."""
-    message = one_line_error(train_script.main, [*options, "--lr", "1e30", "--loss", "ce"])
+    message = one_line_error(train_script.main, [*options, "--lr", "2e9", "--loss", "ce"])
     assert "lower --lr" in message
     assert Path("checkpoints/model_nonfinite_lavt.pth").is_file()
 
@@ -431,3 +431,41 @@ def test_save_every_takes_steps_or_minutes(text: str) -> None:
 def test_save_every() -> None:
     found = [parse_train(["--save-every", t]) for t in ("", "500", "2.5m")]
     assert [(a.save_steps, a.save_minutes) for a in found] == [(0, 0), (500, 0), (0, 2.5)]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run: steps and values by name."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(folder)).Reload()
+    return {
+        name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_shows_the_metrics_lines(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that was stopped and went on, too: no step twice."""
+    options = [*options, "--tensorboard"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 4, signal.SIGTERM)
+        with pytest.raises(utils.Stopped):
+            train_script.main(options)
+    train_script.main([*options, "--resume", "auto"])
+    shown = scalars(Path("models/lavt/tensorboard"))
+    for kind, name, key in (
+        ("step", "train/loss", "loss"),
+        ("step", "train/lr", "lr"),
+        ("epoch", "epoch/loss", "loss"),
+    ):
+        expected = [(r["step"], r[key]) for r in lines("lavt") if r["kind"] == kind]
+        assert [s for s, _ in shown[name]] == [s for s, _ in expected]
+        assert [v for _, v in shown[name]] == pytest.approx([v for _, v in expected])
+    val = [(r["step"], r["val"]["mIoU"]) for r in lines("lavt") if r["kind"] == "epoch"]
+    assert shown["val/mIoU"] == [(s, pytest.approx(v)) for s, v in val]
+
+
+def test_tensorboard_is_an_extra(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    message = one_line_error(train_script.main, [*options, "--tensorboard"])
+    assert "pip install -r requirements-tools.txt" in message

@@ -196,6 +196,20 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
+def test_a_file_system_that_became_read_only(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        files = StateFiles(tmp_path, "m")
+        files.save(content(1))
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        check_refused(save_elsewhere(tmp_path, "as it is"), files)
+        assert files.newest() == (files.last, [])
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
 def test_setting_an_earlier_run_aside(tmp_path: Path) -> None:
     files = StateFiles(tmp_path, "m")
     files.save(content(1), best=True)

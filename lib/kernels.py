@@ -1,0 +1,278 @@
+"""The same numbers, sooner: matmuls and prepared weights for eager CPU code.
+
+Each function computes what its plain PyTorch form does, to rounding. The plain form runs where
+this one does not apply: on a GPU, in a compiled or exported graph, and under whatever watches
+PyTorch's operators (FLOP counters, fake tensors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+T = TypeVar("T")
+MakeConv = Callable[[torch.dtype], tuple[Tensor, Tensor]]
+
+# Multiply-adds from which a float32 matmul is worth another library than PyTorch's own choice.
+LARGE = 2**26
+
+
+_plain = False
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Within it everything runs in its plain PyTorch form, to compare with."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def eager() -> bool:
+    """Whether operators run here and now, and nothing records or watches them."""
+    return not (
+        _plain
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
+def eager_cpu(*tensors: Tensor) -> bool:
+    """Whether these are on the CPU and :func:`eager`."""
+    return eager() and all(t.device.type == "cpu" for t in tensors)
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed of these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The type that a matmul of ``x`` runs in, autocast considered."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+# ---- what is made of weights, and remembered while they stay as they are ----
+
+_derived = WeakTensorKeyDictionary()  # weight -> {name: (stamps, value)}
+
+
+def derived(name: object, sources: tuple[Tensor, ...], make: Callable[[], T]) -> T:
+    """What ``make`` makes of weights, made again only when one of them has changed.
+
+    A weight has changed when it was written to, in place or by ``load_state_dict``, or has other
+    memory, as after ``.to(device)``; an optimizer's step counts as a change of all. Only writes
+    through ``.data`` or numpy go unseen, until :func:`forget`, which a model's ``train()`` and
+    ``eval()`` call. Nothing is kept on the modules: copies, pickles and state dicts know of
+    nothing, and it goes when the weight goes.
+
+    Args:
+        name: what is made, the same for the same ``sources`` and ``make``.
+        sources: all weights that it is made of.
+        make: makes it; called without recording gradients.
+    """
+    if not eager() or any(s.is_inference() for s in sources):
+        return make()
+    known = _derived.setdefault(sources[0], {})
+    if name in known:
+        stamps, value = known[name]
+        if all(was.fits(s) for s, was in zip(sources, stamps, strict=True)):
+            return value
+    with torch.no_grad():
+        value = make()
+    known[name] = (tuple(map(_Stamp.of, sources)), value)
+    return value
+
+
+def forget(*_: object) -> None:
+    """Drop everything that :func:`derived` remembers."""
+    _derived.clear()
+
+
+# Fused optimizers write without autograd knowing.
+register_optimizer_step_post_hook(forget)
+
+
+class _Stamp(NamedTuple):
+    """What tells that a tensor is still the same, unchanged."""
+
+    storage: StorageWeakRef  # keeps the storage's address from being used again, not its memory
+    version: int
+    view: tuple[object, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Stamp:
+        """The stamp of a tensor as it is now."""
+        return cls(StorageWeakRef(tensor.untyped_storage()), tensor._version, _view(tensor))
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether the tensor is the one that was stamped, as it was."""
+        return (
+            tensor._version == self.version
+            and tensor.untyped_storage()._cdata == self.storage.cdata
+            and _view(tensor) == self.view
+        )
+
+
+def _view(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+# ---- matmuls ----
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by :func:`linear`."""
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """(..., in) -> (..., out), with an exact GELU after it where asked."""
+        return linear(x, self.weight, self.bias, gelu)
+
+
+def use_linear(module: nn.Module) -> None:
+    """Let the plain ``nn.Linear`` within a module of another library be :class:`Linear`."""
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = Linear
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """``F.linear``, and an exact (erf) GELU after it where asked.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), or (out, in, 1) as of a 1x1 convolution.
+        bias: (out,), or None.
+        gelu: whether to apply GELU.
+
+    Returns:
+        (..., out), in bfloat16 under such autocast.
+    """
+    if eager_cpu(x, weight) and x.numel() and x.is_contiguous():
+        dtype = matmul_dtype(x)
+        recorded = wants_grad(x, weight, bias)
+        if dtype == torch.bfloat16 and not recorded and _onednn_has(dtype):
+            return _onednn(x.to(dtype), *_packed(weight, bias), gelu)
+        large = x.numel() * len(weight) >= LARGE
+        if large and dtype == weight.dtype == torch.float32 and _onednn_beats_mkl():
+            matrix = weight.flatten(1)
+            if not recorded:
+                return _onednn(x, matrix, bias, gelu)
+            y = _OneDnnLinear.apply(x, matrix, bias)
+            return F.gelu(y) if gelu else y
+    y = F.linear(x, weight.flatten(1), bias)
+    return F.gelu(y) if gelu else y
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    operation, form = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, operation, [], form)
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in bfloat16, the weight in the order that oneDNN likes best."""
+
+    def pack() -> Tensor:
+        plain = weight.detach().flatten(1).to(torch.bfloat16).contiguous()
+        return torch.ops.mkldnn._reorder_linear_weight(plain, None)
+
+    packed = derived("packed bf16", (weight,), pack)
+    if bias is None:
+        return packed, None
+    return packed, derived("bf16", (bias,), lambda: bias.detach().to(torch.bfloat16))
+
+
+def conv_relu(x: Tensor, name: object, sources: tuple[Tensor, ...], make: MakeConv) -> Tensor:
+    """ReLU of a 3x3 convolution whose weights are made of others; while evaluating only.
+
+    Args:
+        x: (B, in, H, W).
+        name, sources: as of :func:`derived`.
+        make: makes (weight (out, in, 3, 3), bias (out,)) in the type that is given to it.
+
+    Returns:
+        (B, out, H, W), in bfloat16 under such autocast.
+    """
+    dtype = matmul_dtype(x)
+    if not (eager_cpu(x) and dtype in (torch.float32, torch.bfloat16) and _onednn_has(dtype)):
+        weight, bias = derived((name, dtype), sources, lambda: make(dtype))
+        return F.relu_(F.conv2d(x.to(dtype), weight, bias, padding=1))
+    once = [1, 1]
+
+    def pack() -> tuple[Tensor, Tensor]:
+        weight, bias = make(dtype)
+        order = torch.ops.mkldnn._reorder_convolution_weight
+        return order(weight, once, once, once, 1, list(x.shape)), bias
+
+    # Packed for the first size that comes, it serves the others.
+    weight, bias = derived((name, dtype, "packed"), sources, pack)
+    return torch.ops.mkldnn._convolution_pointwise(
+        x.to(dtype), weight, bias, once, once, once, 1, "relu", [], ""
+    )
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """``F.linear`` in float32, forward and backward, by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            _onednn(grad.contiguous(), weight.t(), None) if for_x else None,
+            _onednn(rows.t(), x.flatten(0, -2).t(), None) if for_weight else None,
+            rows.sum(0) if for_bias else None,
+        )
+
+
+@lru_cache
+def _onednn_has(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's oneDNN multiplies in a type on this CPU, with packed weights."""
+    needed = ("_linear_pointwise", "_convolution_pointwise")
+    if not (torch.backends.mkldnn.is_available() and all(map(_has_operator, needed))):
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
+
+
+def _has_operator(name: str) -> bool:
+    return hasattr(torch.ops.mkldnn, name)
+
+
+@lru_cache
+def _onednn_beats_mkl() -> bool:
+    """Whether float32 matmuls are better done by oneDNN than by MKL, PyTorch's own choice.
+
+    MKL keeps its AVX-512 code to Intel's processors; on others oneDNN's is twice as fast.
+    """
+    cpu = Path("/proc/cpuinfo")
+    return (
+        _onednn_has(torch.float32)
+        and torch.backends.mkl.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and cpu.is_file()
+        and "GenuineIntel" not in cpu.read_text(errors="replace")
+    )

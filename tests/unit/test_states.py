@@ -162,7 +162,7 @@ def save_elsewhere(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
         text=True,
         env=environment(),
         cwd=REPO,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lib.errors import InputError
 
-GRACE = 120  # seconds that a worker stays for its main process to finish and save
+GRACE = 30  # seconds that a worker stays for its main process to finish and save
 
 
 class RandomExpressionSampler(Sampler[list[int]]):
@@ -214,6 +214,7 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     # The main process ends its workers by other means, or by this, when those fail.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 

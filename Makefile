@@ -11,7 +11,7 @@ QS_MODEL := --model lavt_one --swin_type micro --img_size 112 --ape 28 \
 QS_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_path 0 \
 	--batch-size 16 --epochs 4 --workers 1 --amp auto --print-freq 25
 
-.PHONY: help quickstart shapes test test-gpu parity lint clean
+.PHONY: help quickstart shapes test test-gpu parity bench lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ test-gpu: .venv/.ready-dev  ## the tests that need CUDA
 
 parity: .venv/.ready-dev  ## the numbers against the official release's, in one table
 	$(RUN) -m benchmarks.parity
+
+bench: .venv/.ready $(QS)/data/refshapes.json  ## speed of this machine, and the README's table of it
+	$(RUN) -m benchmarks.bench --data $(QS)/data
 
 lint: .venv/.ready-dev  ## format and lint
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy

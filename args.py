@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.cache import ArrayCache, default_folder
 from lib.config import SWIN_SIZES
 from lib.engine import AMP
 from lib.errors import InputError
@@ -73,6 +74,12 @@ def common_parser(description: str) -> Parser:
     data.add_argument("--split", default="test", help="test.py: a split, or several: val,testA")
     data.add_argument("--refer_data_root", default="./refer/data/", help="REFER data root")
     data.add_argument("--image_root", default=None, help="folder of the pictures, if elsewhere")
+    data.add_argument(
+        "--data_cache",
+        metavar="DIR|off",
+        help="where annotations are kept as arrays between runs: <data root>/.cache, or "
+        "~/.cache/lavt where that cannot be written to; it may be deleted at any time",
+    )
     data.add_argument(
         "--mask_mode",
         choices=MASK_MODES,
@@ -246,7 +253,7 @@ def _save_every(text: str) -> tuple[int, float]:
 # What may differ in a run that is continued without its numbers becoming others.
 FREE_TO_CHANGE = """
     resume device workers pin_mem print_freq output_dir local_rank refer_data_root
-    image_root bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
+    image_root data_cache bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
     save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
     nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
     channels_last tf32 grad_checkpoint
@@ -490,6 +497,18 @@ def parse_report(
 def speed_options(args: argparse.Namespace) -> dict[str, bool]:
     """The keywords of :func:`lib.speed.prepare` that the options ask for."""
     return {"channels_last": args.channels_last, "compiled": args.compile, "tf32": args.tf32}
+
+
+def refer_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of :class:`refer.refer.REFER` that the options ask for."""
+    folder = args.data_cache or default_folder(args.refer_data_root)
+    return {
+        "data_root": args.refer_data_root,
+        "dataset": args.dataset,
+        "splitBy": args.splitBy,
+        "image_root": args.image_root,
+        "cache": None if folder == "off" else ArrayCache(folder),
+    }
 
 
 def dataset_options(args: argparse.Namespace) -> dict[str, Any]:

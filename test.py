@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
 
 import utils
-from args import dataset_options, model_options, parse_test, protocol_of, speed_options
+from args import (
+    dataset_options,
+    model_options,
+    parse_test,
+    protocol_of,
+    refer_options,
+    speed_options,
+)
 from bert import load_tokenizer
 from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
 from data.loaders import ShardedBatches, build_loader, one_expression_per_object
@@ -33,18 +39,20 @@ Write = Callable[[engine.Answer], None]
 
 def count(
     model: Segmenter,
-    dataset: Dataset,
+    dataset: ReferDataset | OtherObjectSentences,
     indices: list[int],
     args: argparse.Namespace,
     info: DistInfo,
     answer: Write | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union of the samples ``indices``, shared between the processes."""
-    batches = ShardedBatches(indices, args.batch_size, info.rank, info.world)
-    size = len(dataset)  # type: ignore[arg-type]
+    # Side by side, the sentences about a picture share it.
+    together = dataset.by_picture(indices)
+    batches = ShardedBatches(together, args.batch_size, info.rank, info.world)
+    size = len(dataset)
     counts = engine.evaluate(
         model,
-        build_loader(dataset, batches, args.workers, args.pin_mem),
+        build_loader(dataset, batches, args.workers, args.pin_mem, sharing=True),
         size,
         info.device,
         args.amp,
@@ -175,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint.load_model(model, content, args.resume)
     speed.prepare(model.to(info.device), **speed_options(args))
     tokenizer = load_tokenizer(args.bert_tokenizer)
-    refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
+    refer = REFER(**refer_options(args))
     datasets = {
         split: ReferDataset(refer, split, tokenizer, **dataset_options(args))
         for split in args.splits

@@ -20,7 +20,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import utils
-from args import compare_args, dataset_options, model_options, parse_train, protocol_of
+from args import (
+    compare_args,
+    dataset_options,
+    model_options,
+    parse_train,
+    protocol_of,
+    refer_options,
+)
 from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import (
@@ -427,7 +434,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         utils.make_deterministic()
     info = utils.init_distributed(args.device, args.local_rank)
     tokenizer = load_tokenizer(args.bert_tokenizer)
-    refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
+    refer = REFER(**refer_options(args))
     train_set, val_set = (
         ReferDataset(refer, split, tokenizer, **dataset_options(args))
         for split in ("train", args.val_split)

@@ -142,7 +142,12 @@ def load(path: Path, epochs: int) -> dict[str, Any]:
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows that are done as Markdown, and their distance from the published network's val."""
     base = rows.get(PUBLISHED)
-    head = ["options", "what", *(f"{s} {m}" for s in SPLITS for m in ("oIoU", "mIoU")), "val ±"]
+    head = [
+        "options",
+        "what",
+        *(f"{s} {m}" for s in SPLITS for m in ("oIoU", "mIoU")),
+        "val mIoU, difference",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, what in ROWS.items():
         if name not in rows:
@@ -153,6 +158,9 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         shown = "" if apart is None or name == PUBLISHED else f"{apart:+.2f}"
         shown_name = name if name == PUBLISHED else f"`{name}`"
         lines.append("| " + " | ".join([shown_name, what, *scores, shown]) + " |")
+    missing = [f"`{name}`" for name in ROWS if name not in rows]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(lines)
 
 

@@ -122,11 +122,11 @@ def judge(target: Target, case: bytes, folder: Path, watch: Watch) -> tuple[str,
         'accepted' or 'refused' and '', or 'finding' and what it is.
     """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    watch.seen, watch.on = [], True
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    watch.seen = []
     verdict, finding = "accepted", ""
     try:
-        target.read(case, folder)
+        with _watched(watch):
+            target.read(case, folder)
     except InputError as error:
         verdict, finding = "refused", "" if _is_clear(str(error)) else f"unclear: {error!s:.100}"
     except TooSlow:
@@ -135,9 +135,6 @@ def judge(target: Target, case: bytes, folder: Path, watch: Watch) -> tuple[str,
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         finding = f"{type(error).__name__} at {place}: {str(error)[:120]!r}"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        watch.on = False
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     if watch.seen:
         finding = watch.seen[0]
@@ -146,7 +143,26 @@ def judge(target: Target, case: bytes, folder: Path, watch: Watch) -> tuple[str,
         (folder / MARKER).unlink(missing_ok=True)
     elif grown > GROWTH and not finding:
         finding = f"{grown >> 10} MB of memory"
+    finding = finding.encode("ascii", "backslashreplace").decode()
     return ("finding", finding) if finding else (verdict, "")
+
+
+@contextlib.contextmanager
+def _watched(watch: Watch) -> Iterator[None]:
+    """Watch, and raise TooSlow after `SECONDS`: inside alone, not while a result is noted."""
+
+    def too_slow(*_: Any) -> None:
+        if watch.on:
+            raise TooSlow
+
+    signal.signal(signal.SIGALRM, too_slow)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    watch.on = True
+    try:
+        yield
+    finally:
+        watch.on = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _is_clear(message: str) -> bool:
@@ -156,7 +172,6 @@ def _is_clear(message: str) -> bool:
 def run_cases(target: Target, name: str, cases: int, seed: int, folder: Path) -> Tally:
     """Draw and run cases in this process, which keeps the current one in a file."""
     tally, watch = Tally(name), Watch(folder)
-    signal.signal(signal.SIGALRM, _too_slow)
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -181,10 +196,6 @@ def run_cases(target: Target, name: str, cases: int, seed: int, folder: Path) ->
 
     run_one()
     return tally
-
-
-def _too_slow(*_: Any) -> None:
-    raise TooSlow
 
 
 def _keep(case: bytes, folder: Path, name: str) -> Path:

@@ -420,7 +420,7 @@ def cli(sound: Sound) -> Target:
         rng = draw(RANDOM)
         which = rng.randrange(len(PARSERS))
         argv = list(rng.choice(STARTS[which:]))
-        for _ in range(rng.randrange(1, 7)):
+        for _ in range(rng.randrange(7)):  # none: a sound command line
             odd = draw(st.text(max_size=6)) if rng.random() < 0.2 else rng.choice(ODDITIES)
             argv.append(rng.choice(WORDS))
             argv += [odd if rng.random() < 0.6 else rng.choice(WORDS)] if rng.random() < 0.7 else []

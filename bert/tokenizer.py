@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+import tokenizers
 import torch
 from torch import Tensor
 
@@ -22,6 +25,7 @@ else:
     Tokenizer = object
 
 PAD_ID = 0
+CHUNK = 256  # texts at once; their tokens in full stay in the processor's cache
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
 
@@ -61,29 +65,52 @@ def encode(
         ids: (N, N_l) int64, padded with 0.
         mask: (N, N_l) int64, 1 = real token.
     """
-    ids = np.full((len(sentences), max_len), PAD_ID, np.int64)
-    mask = np.zeros_like(ids)
-    # Half a surrogate pair, as broken JSON and command lines have it, cannot be tokenised.
-    texts = [text.encode("utf-8", "replace").decode("utf-8") for text in sentences]
-    for i, row in enumerate(_tokenize(tokenizer, texts)):
-        kept = row[:max_len]
-        ids[i, : len(kept)] = kept
-        mask[i, : len(kept)] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    ids, lengths = encode_compact(tokenizer, sentences, max_len)
+    mask = np.arange(max_len) < lengths[:, None]
+    return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(mask.astype(np.int64))
+
+
+def encode_compact(
+    tokenizer: Tokenizer, sentences: Sequence[str], max_len: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """`encode`, in a quarter of the memory.
+
+    Returns:
+        ids: (N, N_l) int32, padded with 0.
+        lengths: (N,) int32, the number of real tokens.
+    """
+    ids = np.full((len(sentences), max_len), PAD_ID, np.int32)
+    lengths = np.zeros(len(sentences), np.int32)
+    for start in range(0, len(sentences), CHUNK):
+        # Half a surrogate pair, as broken JSON and command lines have it, cannot be tokenised.
+        chunk = sentences[start : start + CHUNK]
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in chunk]
+        rows = [row[:max_len] for row in _tokenize(tokenizer, texts)]
+        counts = np.array([len(row) for row in rows], np.int32)
+        lengths[start : start + CHUNK] = counts
+        real = np.arange(max_len) < counts[:, None]
+        ids[start : start + CHUNK][real] = np.fromiter(chain.from_iterable(rows), np.int32)
+    return ids, lengths
+
+
+def fingerprint(tokenizer: Tokenizer) -> bytes:
+    """All that a tokenizer's ids depend on: its vocabulary, its rules, its code's version."""
+    return f"{tokenizers.__version__} {_core(tokenizer).to_str()}".encode()
 
 
 def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    return tokenizer(
-        texts,
-        add_special_tokens=True,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # no warning about texts over BERT's 512 tokens: they are cut afterwards
-    )["input_ids"]
+    core = _core(tokenizer)
+    # Older versions have no way but the one that also says where each token was found.
+    encode_batch = getattr(core, "encode_batch_fast", core.encode_batch)
+    return [found.ids for found in encode_batch(texts, add_special_tokens=True)]
+
+
+def _core(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer below transformers', without its cutting and padding."""
+    core = tokenizer.backend_tokenizer
+    core.no_padding()
+    core.no_truncation()
+    return core
 
 
 def _load(source: str, offline: bool) -> Tokenizer:

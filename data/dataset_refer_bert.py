@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import os.path
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
-from bert.tokenizer import Tokenizer, encode
-from data.transforms import Preprocess
+from bert.tokenizer import Tokenizer, encode_compact, fingerprint
+from data.cache import ArrayCache, digest
+from data.transforms import Preprocess, as_tensor, nearest
 from lib.errors import InputError
 from lib.masks import run_lengths
-from refer.pickles import Ref
-from refer.refer import REFER
+from refer.masks import draw_components, draw_samples
+from refer.refer import REFER, in_split
+from refer.tables import Ints, Texts, offsets
+
+FEW = 2000  # texts, that are tokenised as fast as they are looked up
 
 
 class Sample(TypedDict, total=False):
     """A text about an object, or all its texts; a loader stacks samples along a batch axis B."""
 
-    image: Tensor  # (3, S, S) uint8
-    target: Tensor  # (S, S) int64 in {0, 1}
+    image: Tensor  # (3, S, S) uint8, the channels side by side in memory
+    target: Tensor  # (S, S) uint8 in {0, 1}
     input_ids: Tensor  # (N_l,) int64; of averaged expressions (K, N_l)
     attention_mask: Tensor  # of the same shape, 1 = real token
     index: int  # of the sample in the data set
@@ -53,6 +56,49 @@ class Record:
     def sentence(self) -> str:
         """What is fed, as one text."""
         return " | ".join(self.sentences)
+
+
+class Spans(Sequence[range]):
+    """Ranges, one behind the other.
+
+    Args:
+        ends: (N + 1,) int64; range i is from ends[i] to ends[i + 1].
+    """
+
+    def __init__(self, ends: Ints) -> None:
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> range: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[range]: ...
+    def __getitem__(self, index: int | slice) -> range | list[range]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return range(int(self.ends[index]), int(self.ends[index + 1]))
+
+
+class Records(Sequence[Record]):
+    """What each sample of a data set is about, made when it is asked for."""
+
+    def __init__(self, dataset: ReferDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.dataset.record(range(len(self))[index])
 
 
 class ReferDataset(Dataset[Sample]):
@@ -100,54 +146,91 @@ class ReferDataset(Dataset[Sample]):
         self.split = split
         self.preprocess = Preprocess(img_size)
         self.union_masks = union_masks
-        self.averages = eval_mode == "mean"
+        self.eval_mode = eval_mode
         self.photo_masks = photo_masks
-        self.records: list[Record] = []
-        self.samples_of_ref: list[list[int]] = []
-        self.expressions = 0
-        for ref in refer.loadRefs(refer.getRefIds(split=split)):
-            first = len(self.records)
-            self.records += _records(refer, ref, eval_mode, text)
-            self.expressions += len(ref["sentences"])
-            if len(self.records) > first:
-                self.samples_of_ref.append(list(range(first, len(self.records))))
-        fed = [sentence for record in self.records for sentence in record.sentences]
-        self.input_ids, self.attention_mask = encode(tokenizer, fed, max_tokens)
-        counts = [len(record.sentences) for record in self.records]
-        self._most = max(counts, default=0)
-        self._first = np.cumsum([0, *counts])  # row of input_ids where a sample starts
-        self._samples_of_image: dict[int, list[int]] = defaultdict(list)
-        for i, record in enumerate(self.records):
-            self._samples_of_image[record.image_id].append(i)
+        self.tables = tables = refer.tables
+        self.texts = tables.sent if text == "sent" else tables.raw
+        self.records = Records(self)
+        refs = _rows_of_split(refer, split)
+        counts = tables.sentence[refs + 1] - tables.sentence[refs]
+        refs, counts = refs[counts > 0], counts[counts > 0]
+        self.expressions = int(counts.sum())
+        per_ref = counts if eval_mode == "each" else np.ones_like(counts)
+        self.samples_of_ref = Spans(offsets(per_ref))
+        self._ref = refs.repeat(per_ref)  # of each sample, its row
+        said = tables.sentence[refs].repeat(counts) + _places(counts)  # rows of all sentences
+        self._said = Spans(offsets(np.ones_like(said) if eval_mode == "each" else counts))
+        self._sentence = said
+        fed = self.texts.take(said)
+        if eval_mode == "cat":
+            fed = Texts.pack(text for i in range(len(self)) for text in self._fed(i))
+        # Rows of `input_ids` of each sample.
+        self._rows = self._said if eval_mode == "mean" else Spans(np.arange(len(self) + 1))
+        self.input_ids, self._tokens = _encode(tokenizer, fed, max_tokens, refer.cache)
+        self._most = int(counts.max(initial=0))
+        self._image_ids = tables.image_id[self._ref]
+        self._by_image = np.argsort(self._image_ids, kind="stable")
+        # Samples of one picture follow one another in evaluation: it is decoded once.
+        self._last_picture: tuple[int, Image.Image] | None = None
+        self._last_target: tuple[int, Tensor] | None = None
 
     def __repr__(self) -> str:
         return f"{self.refer!r} {self.split}"
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self._ref)
 
     def __getitem__(self, index: int) -> Sample:
-        mask = self.mask(index)
-        image, target = self.preprocess(self.picture(index), mask)
+        index = range(len(self))[index]
+        image, target = self.image(index), self.target(index)
         sample: Sample = {"image": image, "target": target, **self.text(index), "index": index}
         if self.photo_masks:
+            mask = self.mask(index)
             height, width = mask.shape
             sample |= {"truth": run_lengths(mask)["counts"], "height": height, "width": width}
         return sample
 
     def text(self, index: int) -> Sample:
         """The part of a sample that holds what is said about its object."""
-        first, end = self._first[index], self._first[index + 1]
-        ids, mask = self.input_ids[first:end], self.attention_mask[first:end]
-        if not self.averages:
-            return {"input_ids": ids[0], "attention_mask": mask[0]}
+        rows = self._rows[index]
         # Equally many rows in all samples, so that they stack; the rest is not used.
-        unused = (0, 0, 0, self._most - len(ids))
+        height = self._most if self.eval_mode == "mean" else 1
+        ids = np.zeros((height, self.input_ids.shape[1]), np.int64)
+        mask = np.zeros_like(ids)
+        ids[: len(rows)] = self.input_ids[rows.start : rows.stop]
+        tokens = self._tokens[rows.start : rows.stop, None]
+        mask[: len(rows)] = np.arange(ids.shape[1]) < tokens
+        if self.eval_mode == "mean":
+            return {
+                "input_ids": torch.from_numpy(ids),
+                "attention_mask": torch.from_numpy(mask),
+                "expressions": len(rows),
+            }
         return {
-            "input_ids": pad(ids, unused),
-            "attention_mask": pad(mask, unused),
-            "expressions": len(ids),
+            "input_ids": torch.from_numpy(ids[0]),
+            "attention_mask": torch.from_numpy(mask[0]),
         }
+
+    def record(self, index: int) -> Record:
+        """What a sample is about."""
+        tables, row = self.tables, self._ref[index]
+        return Record(
+            int(tables.ref_id[row]),
+            int(tables.ann_id[row]),
+            int(tables.image_id[row]),
+            tuple(tables.sent_id[self._said_rows(index)].tolist()),
+            tuple(self._fed(index)),
+            tables.file_name[int(tables.image[row])],
+        )
+
+    def _said_rows(self, index: int) -> Ints:
+        said = self._said[index]
+        return self._sentence[said.start : said.stop]
+
+    def _fed(self, index: int) -> list[str]:
+        """What is fed of a sample, in words."""
+        texts = [self.texts[i] for i in self._said_rows(index).tolist()]
+        return [" ".join(texts)] if self.eval_mode == "cat" else texts
 
     def picture(self, index: int) -> Image.Image:
         """The sample's picture at its own size, RGB.
@@ -155,7 +238,28 @@ class ReferDataset(Dataset[Sample]):
         Raises:
             InputError: missing or damaged.
         """
-        return self.refer.open_image(self.records[index].image_id)
+        return self.refer.open_image(int(self.tables.image_id[self._ref[index]]))
+
+    def image(self, index: int) -> Tensor:
+        """The sample's picture as the model takes it, (3, S, S) uint8."""
+        key = int(self.tables.image[self._ref[index]])
+        if self._last_picture is None or self._last_picture[0] != key:
+            self._last_picture = (key, self.preprocess.square(self.picture(index)))
+        return as_tensor(self._last_picture[1])
+
+    def target(self, index: int) -> Tensor:
+        """The sample's object, (S, S) uint8 in {0, 1}: `mask` resized by nearest neighbour."""
+        key = int(self._ref[index])
+        if self._last_target is None or self._last_target[0] != key:
+            self._last_target = (key, self.draw_target(index))
+        return self._last_target[1].clone()
+
+    def draw_target(self, index: int) -> Tensor:
+        """`target`, drawn anew."""
+        segmentation, height, width, where = self._outline(index)
+        size = self.preprocess.img_size
+        covered = draw_samples(segmentation, nearest(height, size), nearest(width, size), where)
+        return torch.from_numpy(self._belongs(covered).view(np.uint8))
 
     def mask(self, index: int) -> npt.NDArray[np.bool_]:
         """(H, W) bool, the sample's object at the annotated size.
@@ -163,13 +267,30 @@ class ReferDataset(Dataset[Sample]):
         Raises:
             InputError: the annotation has no polygons, or damaged ones.
         """
-        covered = self.refer.getMask(self.refer.Refs[self.records[index].ref_id])["mask"]
+        return self._belongs(draw_components(*self._outline(index)))
+
+    def _belongs(self, covered: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         return covered > 0 if self.union_masks else covered == 1
+
+    def _outline(self, index: int) -> tuple[Any, int, int, str]:
+        tables, row = self.tables, int(self._ref[index])
+        image = tables.image[row]
+        where = f"{self.refer!r}: annotation {tables.ann_id[row]} of reference {tables.ref_id[row]}"
+        size = int(tables.height[image]), int(tables.width[image])
+        return tables.segmentation(row), *size, where
 
     def name_samples(self, indices: Iterable[int]) -> list[str]:
         """Samples in words, for messages: reference, picture and sentence."""
         chosen = [self.records[i] for i in indices]
         return [f"ref {r.ref_id} ({r.file_name}) {r.sentence[:60]!r}" for r in chosen]
+
+    def by_picture(self, indices: Iterable[int]) -> list[int]:
+        """Samples about the same picture side by side, otherwise in their order."""
+        indices = list(indices)
+        images = self._image_ids[indices].tolist()
+        first = {image: place for place, image in enumerate(dict.fromkeys(images))}
+        order = sorted(range(len(indices)), key=lambda k: first[images[k]])
+        return [indices[k] for k in order]
 
     def check_images(self) -> None:
         """Look for every picture of the split, without opening any.
@@ -177,7 +298,8 @@ class ReferDataset(Dataset[Sample]):
         Raises:
             InputError: some are missing; says how many and where the first was looked for.
         """
-        paths = [self.refer.image_path(image_id) for image_id in self._samples_of_image]
+        images = dict.fromkeys(self._image_ids.tolist())  # each once, in order
+        paths = [self.refer.image_path(image_id) for image_id in images]
         missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
             raise InputError(
@@ -210,26 +332,22 @@ class ReferDataset(Dataset[Sample]):
     def describe(self, index: int) -> dict[str, Any]:
         """What a file of predictions says of a sample, apart from what was predicted."""
         record = self.records[index]
-        image = self.refer.Imgs[record.image_id]
-        category = self.refer.Refs[record.ref_id]["category_id"]
-        alike = [
-            ann
-            for ann in self.refer.imgToAnns.get(record.image_id, [])
-            if ann.get("category_id") == category and ann["id"] != record.ann_id
-        ]
+        tables, row = self.tables, self._ref[index]
+        image, category = tables.image[row], tables.category_id[row]
+        names = [tables.cat_name[i] for i in np.flatnonzero(tables.cat_id == category).tolist()]
         return {
             "split": self.split,
             "ref_id": record.ref_id,
             "ann_id": record.ann_id,
             "image_id": record.image_id,
-            "category_id": category,
+            "category_id": int(category),
             "sent_ids": list(record.sent_ids),
             "sentence": record.sentence,
-            "category": self.refer.Cats.get(category, ""),
+            "category": names[0] if names else "",
             "file_name": record.file_name,
-            "height": image["height"],
-            "width": image["width"],
-            "same_category": len(alike),
+            "height": int(tables.height[image]),
+            "width": int(tables.width[image]),
+            "same_category": int(tables.same_category[row]),
         }
 
     def other_object(self, index: int) -> int | None:
@@ -241,13 +359,12 @@ class ReferDataset(Dataset[Sample]):
         Returns:
             Index of the other sample; None where the split refers to no other object there.
         """
-        record = self.records[index]
-        others = [
-            i
-            for i in self._samples_of_image[record.image_id]
-            if self.records[i].ann_id != record.ann_id
-        ]
-        return others[index % len(others)] if others else None
+        images, row = self._image_ids, self._ref[index]
+        image = self.tables.image_id[row]
+        ends = np.searchsorted(images, [image, image + 1], sorter=self._by_image)
+        there = self._by_image[ends[0] : ends[1]]
+        others = there[self.tables.ann_id[self._ref[there]] != self.tables.ann_id[row]]
+        return int(others[index % len(others)]) if len(others) else None
 
 
 class OtherObjectSentences(Dataset[Sample]):
@@ -271,22 +388,44 @@ class OtherObjectSentences(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def by_picture(self, indices: Iterable[int]) -> list[int]:
+        """As :meth:`ReferDataset.by_picture`."""
+        return self.dataset.by_picture(indices)
+
     def __getitem__(self, index: int) -> Sample:
         return {**self.dataset[index], **self.dataset.text(self._other[index])}
 
 
-def _records(refer: REFER, ref: Ref, eval_mode: str, text: str) -> list[Record]:
-    """The samples that a reference gives."""
-    ids = [sentence["sent_id"] for sentence in ref["sentences"]]
-    texts = [sentence[text] for sentence in ref["sentences"]]
-    if not ids:
-        groups = []
-    elif eval_mode == "each":
-        groups = [((i,), (t,)) for i, t in zip(ids, texts, strict=True)]
-    else:
-        groups = [(tuple(ids), (" ".join(texts),) if eval_mode == "cat" else tuple(texts))]
-    image = refer.Imgs[ref["image_id"]]
-    return [
-        Record(ref["ref_id"], ref["ann_id"], ref["image_id"], *group, image["file_name"])
-        for group in groups
-    ]
+def _rows_of_split(refer: REFER, split: str) -> Ints:
+    """Rows of a split's references.
+
+    Raises:
+        InputError: there are none.
+    """
+    labels = np.array(list(refer.tables.split))
+    wanted = [label for label in np.unique(labels) if in_split(str(label), split)]
+    rows = np.flatnonzero(np.isin(labels, wanted))
+    if not len(rows):
+        raise refer.no_split(split)
+    return rows
+
+
+def _places(counts: Ints) -> Ints:
+    """0, 1, ... counts[0] - 1, 0, 1, ... counts[1] - 1, ..."""
+    ends = offsets(counts)
+    return np.arange(ends[-1]) - ends[:-1].repeat(counts)
+
+
+def _encode(
+    tokenizer: Tokenizer, texts: Texts, max_tokens: int, cache: ArrayCache | None
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """`encode_compact`, kept between runs."""
+    known = fingerprint(tokenizer) if cache is not None and len(texts) > FEW else None
+    if cache is None or known is None:
+        return encode_compact(tokenizer, list(texts), max_tokens)
+    key = digest(texts.letters, texts.ends, known, b"%d" % max_tokens)
+    kept = cache.get("tokens", key)
+    if kept is None:
+        ids, tokens = encode_compact(tokenizer, list(texts), max_tokens)
+        kept = cache.put("tokens", key, {"ids": ids, "tokens": tokens})
+    return kept["ids"], kept["tokens"]

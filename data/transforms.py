@@ -36,6 +36,10 @@ class Preprocess:
         """Both `image` and `mask`."""
         return self.image(picture), self.mask(mask)
 
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Resize a picture, bilinear with antialiasing."""
+        return picture.resize((self.img_size, self.img_size), Image.Resampling.BILINEAR)
+
     def image(self, picture: Image.Image) -> Tensor:
         """Resize a picture, bilinear with antialiasing.
 
@@ -43,11 +47,9 @@ class Preprocess:
             picture: RGB.
 
         Returns:
-            (3, S, S) uint8.
+            (3, S, S) uint8, the channels side by side in memory.
         """
-        square = picture.resize((self.img_size, self.img_size), Image.Resampling.BILINEAR)
-        # A copy in this order, for PIL's memory is read-only.
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        return as_tensor(self.square(picture))
 
     def mask(self, mask: Image.Image | npt.NDArray[np.bool_]) -> Tensor:
         """Resize a mask, nearest neighbour.
@@ -64,6 +66,25 @@ class Preprocess:
         return torch.from_numpy(np.array(square, np.int64))
 
 
+def as_tensor(picture: Image.Image) -> Tensor:
+    """A copy of an RGB picture: (3, H, W) uint8, the channels side by side in memory."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+@lru_cache(maxsize=4096)
+def nearest(size: int, img_size: int) -> npt.NDArray[np.int64]:
+    """Which pixels PIL's nearest-neighbour resize takes, along one axis.
+
+    PIL is asked, for its rounding is its own: it resizes a picture of the numbers 0 to size - 1.
+
+    Returns:
+        (size + 1,): how many of the `img_size` pixels are taken from pixels before each.
+    """
+    numbers = Image.fromarray(np.arange(size, dtype=np.int32)[None])
+    taken = np.array(numbers.resize((img_size, 1), Image.Resampling.NEAREST))[0]
+    return np.concatenate([[0], np.cumsum(np.bincount(taken, minlength=size))])
+
+
 def normalize(image: Tensor) -> Tensor:
     """Scale pixels to [0, 1] and normalise by ImageNet's mean and deviation.
 
@@ -74,10 +95,11 @@ def normalize(image: Tensor) -> Tensor:
         image: (..., 3, H, W) uint8.
 
     Returns:
-        (..., 3, H, W) float32.
+        (..., 3, H, W) float32, channel by channel in memory.
     """
     full, mean, std = _constants(image.device)
-    return (image.to(torch.float32) / full).sub_(mean).div_(std)
+    image = image.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return image.div_(full).sub_(mean).div_(std)
 
 
 @lru_cache

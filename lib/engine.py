@@ -60,11 +60,14 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch and normalise its picture there, which sends a quarter of the bytes."""
+    """Move a batch, and make of its bytes what models take there: a quarter or less is sent."""
     moved = {
         k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
     }
     moved["image"] = normalize(moved["image"])
+    target = moved.get("target")
+    if target is not None and target.dtype == torch.uint8:
+        moved["target"] = target.long()
     return moved
 
 
@@ -228,7 +231,8 @@ def expression_logits(model: nn.Module, batch: Batch, amp: str) -> tuple[Tensor,
     Args:
         model: in eval mode.
         batch: on the model's device, normalised; input_ids (B, N_l), or (B, K, N_l) of which
-            the first ``batch["expressions"]`` (B,) of each sample are expressions.
+            the first ``batch["expressions"]`` (B,) of each sample are expressions;
+            ``batch["of_picture"]`` (B,), if there, is which picture a sample is about.
         amp: see :func:`autocast`.
 
     Returns:
@@ -236,14 +240,19 @@ def expression_logits(model: nn.Module, batch: Batch, amp: str) -> tuple[Tensor,
         counts: how many each sample has; their sum is E.
     """
     image, ids, mask = batch["image"], batch["input_ids"], batch["attention_mask"]
+    size = len(ids)
+    of_picture = batch.get("of_picture", torch.arange(size, device=ids.device))
     if ids.dim() == 2:
         with autocast(image.device, amp):
-            return model(image, ids, mask), [1] * len(image)
+            if len(image) < size and getattr(model, "shares_pictures", False):
+                return model(image, ids, mask, of_picture), [1] * size
+            pictures = image if len(image) == size else image[of_picture]
+            return model(pictures, ids, mask), [1] * size
     counts = batch["expressions"]
     real = torch.arange(ids.shape[1], device=ids.device) < counts[:, None]
-    owner = torch.arange(len(image), device=ids.device).repeat_interleave(counts)
-    # As many at once as the batch has pictures, so that memory does not grow with expressions.
-    parts = zip(*(x.split(len(image)) for x in (owner, ids[real], mask[real])), strict=True)
+    owner = of_picture.repeat_interleave(counts)
+    # As many at once as the batch has samples, so that memory does not grow with expressions.
+    parts = zip(*(x.split(size) for x in (owner, ids[real], mask[real])), strict=True)
     with autocast(image.device, amp):
         logits = [model(image[o], i, m) for o, i, m in parts]
     return torch.cat(logits), counts.tolist()

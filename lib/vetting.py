@@ -119,11 +119,11 @@ def _vet_zip(f: IO[bytes], size: int) -> None:
         # Prefixed data would have zipfile and torch look at different places.
         if archive.start_dir != start or len(names) < len(members):
             raise _Lie("has two tables of contents")
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise _Foreign("a TorchScript program")
         packed = any(m.compress_type or m.flag_bits & 1 for m in members)
         if packed or sum(m.file_size for m in members) > size:
             raise _Lie("unpacks to more than its size")
-        if any(name.endswith("/constants.pkl") for name in names):
-            raise _Foreign("a TorchScript program")
         root = members[0].filename.partition("/")[0]
         sizes = {m.filename: m.file_size for m in members}
         if sizes[f"{root}/data.pkl"] > MAX_PICKLE:

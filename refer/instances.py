@@ -44,12 +44,22 @@ def load_instances(path: str | Path) -> dict[str, list[Record]]:
             size = f"{image['width']}x{image['height']}"[:40]
             raise InputError(f"{path}: image {image['id']} has a size of {size} pixels")
     for annotation in tables["annotations"]:
-        _check(annotation, {"id": int, "image_id": int}, "annotation", path)
-        if "category_id" in annotation:
-            _check(annotation, {"category_id": int}, "annotation", path)
+        if not _is_annotation(annotation):
+            fields: dict[str, type] = {"id": int, "image_id": int, "category_id": int}
+            _check(annotation, fields, "annotation", path)
     for category in tables["categories"]:
         _check(category, {"id": int, "name": str}, "category", path)
     return tables
+
+
+def _is_annotation(record: Any) -> bool:
+    """Whether nothing is wrong with an annotation; it may lack a category."""
+    return (
+        isinstance(record, dict)
+        and type(record.get("id")) is int
+        and type(record.get("image_id")) is int
+        and type(record.get("category_id", 0)) is int
+    )
 
 
 def _read_json(path: Path) -> Any:

@@ -16,16 +16,24 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data.cache import ArrayCache, digest
 from data.images import open_rgb
 from lib.errors import InputError
+from refer import instances, pickles
 from refer.instances import Record, load_instances
 from refer.masks import MAX_OUTLINE, draw_components
 from refer.pickles import Ref, load_refs
+from refer.tables import FORM, Tables
 
 DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014")
 REFCLEF_FOLDER = "images/saiapr_tc-12"
 HELP = "see refer/README.md"
+SMALL = 4 << 20  # bytes of annotations that are read as fast as they are looked up
+LARGEST = max(instances.MAX_BYTES, pickles.MAX_BYTES)
+# What `REFER` reads when it is first asked for.
+RECORDS = {"data", "Refs", "Anns", "Imgs", "Cats", "Sents", "imgToRefs", "imgToAnns", "catToRefs"}
+RECORDS |= {"refToAnn", "annToRef", "sentToRef", "sentToTokens"}
 
 Ids = int | Iterable[int]
 
@@ -39,6 +47,8 @@ class REFER:
         splitBy: who made the splits: unc, umd, google, berkeley; names the pickle.
         image_root: folder of the images, or the one above `train2014`; by default
             the first of `COCO_FOLDERS` that exists under `data_root`.
+        cache: where `tables` are kept between runs. A data set found there is known to be
+            sound, and its records are read from the files when they are first asked for.
 
     Attributes:
         data: {'dataset', 'refs', 'images', 'annotations', 'categories'} as read.
@@ -53,12 +63,27 @@ class REFER:
         InputError: a file is missing or damaged, or a reference has no annotation or image.
     """
 
+    data: dict[str, Any]
+    Refs: dict[int, Ref]
+    Anns: dict[int, Record]
+    Imgs: dict[int, Record]
+    Cats: dict[int, str]
+    Sents: dict[int, Record]
+    imgToRefs: dict[int, list[Ref]]
+    imgToAnns: dict[int, list[Record]]
+    catToRefs: dict[int, list[Ref]]
+    refToAnn: dict[int, Record]
+    annToRef: dict[int, Ref]
+    sentToRef: dict[int, Ref]
+    sentToTokens: dict[int, list[str]]
+
     def __init__(
         self,
         data_root: str | Path,
         dataset: str = "refcoco",
         splitBy: str = "unc",
         image_root: str | Path | None = None,
+        cache: ArrayCache | None = None,
     ) -> None:
         self.ROOT_DIR = Path(data_root)
         self.DATA_DIR = _dataset_folder(self.ROOT_DIR, dataset)
@@ -66,16 +91,73 @@ class REFER:
         self.splitBy = splitBy
         self.IMAGE_DIR = image_folder(self.ROOT_DIR, dataset, image_root)
         self._real_image_dir = os.path.realpath(self.IMAGE_DIR)
-        pickle_path = _refs_pickle(self.DATA_DIR, splitBy)
-        instances_path = self.DATA_DIR / "instances.json"
-        if not os.path.isfile(instances_path):
-            raise InputError(f"{instances_path} does not exist; {HELP}")
-        self.data: dict[str, Any] = {"dataset": dataset}
+        self._files = (_refs_pickle(self.DATA_DIR, splitBy), self.DATA_DIR / "instances.json")
+        if not os.path.isfile(self._files[1]):
+            raise InputError(f"{self._files[1]} does not exist; {HELP}")
+        self.cache = cache
+        self._tables: Tables | None = None
+        with _no_garbage():
+            if cache is not None and self._worth_keeping():
+                self._tables = self._tables_from_files(cache)
+            else:
+                self._read()
+
+    def _read(self, *, index_refs: bool = True) -> None:
+        """Read, check and index the records."""
+        pickle_path, instances_path = self._files
+        self.data = {"dataset": self.dataset}
         with _no_garbage():
             self.data["refs"] = load_refs(pickle_path)
             self.data.update(load_instances(instances_path))
             self._index_instances(instances_path)
-            self._index_refs(self.data["refs"], pickle_path)
+            use_refs = self._index_refs if index_refs else self._check_refs
+            use_refs(self.data["refs"], pickle_path)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in RECORDS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._read()
+        return self.__dict__[name]
+
+    @property
+    def tables(self) -> Tables:
+        """The records as arrays, for training and evaluation.
+
+        Asking for them lets go of the records, which take a hundred times the memory; they are
+        read again when they are asked for. Arrays do not follow changes of records.
+        """
+        if self._tables is None:
+            with _no_garbage():
+                self._tables = self._pack()
+        return self._tables
+
+    def _pack(self) -> Tables:
+        tables = Tables.pack(self.data["refs"], self.Imgs, self.Anns, self.Cats)
+        for name in RECORDS & self.__dict__.keys():
+            delattr(self, name)
+        return tables
+
+    def _tables_from_files(self, cache: ArrayCache) -> Tables:
+        """From the cache; else from the records, and into the cache."""
+        before = self._stamp()
+        key = digest(*(path.read_bytes() for path in self._files))
+        kind = f"{self.dataset}-{self.splitBy}-{FORM}"
+        kept = cache.get(kind, key)
+        if kept is None:
+            self._read(index_refs=False)
+            tables = self._pack()
+            if self._stamp() != before:  # another content was read than was looked up
+                return tables
+            kept = cache.put(kind, key, tables.arrays())
+        return Tables.from_arrays(kept)
+
+    def _worth_keeping(self) -> bool:
+        """Whether the files can be read, for the readers say best why not, and are large."""
+        sizes = [os.path.getsize(p) for p in self._files if os.access(p, os.R_OK) and p.is_file()]
+        return len(sizes) == len(self._files) and sum(sizes) >= SMALL and max(sizes) <= LARGEST
+
+    def _stamp(self) -> list[tuple[int, int]]:
+        return [(stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, self._files)]
 
     def __repr__(self) -> str:
         return f"{self.dataset}({self.splitBy})"
@@ -83,23 +165,15 @@ class REFER:
     def _index_instances(self, path: Path) -> None:
         self.Imgs = _by_id(self.data["images"], "id", "image", path)
         self.Anns = _by_id(self.data["annotations"], "id", "annotation", path)
-        self.Cats: dict[int, str] = {c["id"]: c["name"] for c in self.data["categories"]}
-        self.imgToAnns: dict[int, list[Record]] = {}
+        self.Cats = {c["id"]: c["name"] for c in self.data["categories"]}
+        self.imgToAnns = {}
         for ann in self.data["annotations"]:
             self.imgToAnns.setdefault(ann["image_id"], []).append(ann)
 
-    def _index_refs(self, refs: list[Ref], path: Path) -> None:
+    def _check_refs(self, refs: list[Ref], path: Path) -> None:
         self.Refs = _by_id(refs, "ref_id", "reference", path)
-        self.imgToRefs: dict[int, list[Ref]] = {}
-        self.catToRefs: dict[int, list[Ref]] = {}
-        self.refToAnn: dict[int, Record] = {}
-        self.annToRef: dict[int, Ref] = {}
-        self.Sents: dict[int, Record] = {}
-        self.sentToRef: dict[int, Ref] = {}
-        self.sentToTokens: dict[int, list[str]] = {}
         for ref in refs:
-            ann = self.Anns.get(ref["ann_id"])
-            if ann is None:
+            if ref["ann_id"] not in self.Anns:
                 raise InputError(
                     f"{path}: reference {ref['ref_id']} is of annotation {ref['ann_id']}, which "
                     f"{self.DATA_DIR / 'instances.json'} does not have; {HELP}"
@@ -109,9 +183,15 @@ class REFER:
                     f"{path}: reference {ref['ref_id']} is in image {ref['image_id']}, which "
                     f"{self.DATA_DIR / 'instances.json'} does not have; {HELP}"
                 )
+
+    def _index_refs(self, refs: list[Ref], path: Path) -> None:
+        self._check_refs(refs, path)
+        self.imgToRefs, self.catToRefs, self.refToAnn, self.annToRef = {}, {}, {}, {}
+        self.Sents, self.sentToRef, self.sentToTokens = {}, {}, {}
+        for ref in refs:
             self.imgToRefs.setdefault(ref["image_id"], []).append(ref)
             self.catToRefs.setdefault(ref["category_id"], []).append(ref)
-            self.refToAnn[ref["ref_id"]] = ann
+            self.refToAnn[ref["ref_id"]] = self.Anns[ref["ann_id"]]
             self.annToRef[ref["ann_id"]] = ref
             for sentence in ref["sentences"]:
                 sent_id = sentence["sent_id"]
@@ -128,6 +208,12 @@ class REFER:
         names |= {f"test{letter}" for letter in letters} or ({"test"} if tests else set())
         order = {"train": 0, "val": 1}
         return sorted(names, key=lambda name: (order.get(name, 2), name))
+
+    def no_split(self, split: str) -> InputError:
+        """What to raise where no reference is in a split."""
+        return InputError(
+            f"{self!r} has no split '{split}'; choose from {', '.join(self.splits())}"
+        )
 
     def getRefIds(
         self,
@@ -155,9 +241,7 @@ class REFER:
         if split:
             refs = [ref for ref in refs if in_split(ref["split"], split)]
             if not refs:
-                raise InputError(
-                    f"{self!r} has no split '{split}'; choose from {', '.join(self.splits())}"
-                )
+                raise self.no_split(split)
         images, cats, among = _ids(image_ids), _ids(cat_ids), _ids(ref_ids)
         if images and not split:
             refs = [ref for image in images for ref in self.imgToRefs.get(image, [])]
@@ -245,20 +329,29 @@ class REFER:
             InputError: the file's name, or a symbolic link in the folder, leads out of the
                 image folder. The folder itself may be a link.
         """
-        name = self._get(self.Imgs, image_id, "image_id")["file_name"]
+        name = self._file_name(image_id)
         if leads_out(name):
             raise InputError(
                 f"{self.DATA_DIR / 'instances.json'}: the file name {name[:80]!r} of image "
                 f"{image_id} leads out of the image folder"
             )
         path = self.IMAGE_DIR / name
-        real = os.path.realpath(path)
-        if os.path.commonpath([real, self._real_image_dir]) != self._real_image_dir:
+        may_be_elsewhere = "/" in name or os.path.islink(path)
+        if may_be_elsewhere and not self._is_inside(os.path.realpath(path)):
             raise InputError(
                 f"image {path} is a link out of the image folder: put the picture itself there, "
                 "or name the folder that it is in with --image_root"
             )
         return path
+
+    def _is_inside(self, real_path: str) -> bool:
+        return os.path.commonpath([real_path, self._real_image_dir]) == self._real_image_dir
+
+    def _file_name(self, image_id: int) -> str:
+        row = None if self._tables is None else self._tables.image_row(image_id)
+        if self._tables is None or row is None:
+            return self._get(self.Imgs, image_id, "image_id")["file_name"]
+        return self._tables.file_name[row]
 
     def open_image(self, image_id: int) -> Image.Image:
         """Open an image as RGB.

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import utils
-from args import Parser, dataset_options, parse_report, protocol_of
+from args import Parser, dataset_options, parse_report, protocol_of, refer_options
 from bert.tokenizer import Tokenizer
 from data.dataset_refer_bert import ReferDataset
 from demo_inference import load, predict
@@ -131,7 +131,7 @@ def choose(dataset: ReferDataset, rows: int = ROWS) -> list[list[int]]:
         For each picture one sample of each of two objects, or of the only one; pictures with
         two come first.
     """
-    by_picture: dict[int, list[list[int]]] = {}
+    by_picture: dict[int, list[Sequence[int]]] = {}
     for samples in dataset.samples_of_ref:
         by_picture.setdefault(dataset.records[samples[0]].image_id, []).append(samples)
     pairs = [objects[:2] for objects in by_picture.values() if len(objects) > 1]
@@ -195,7 +195,7 @@ def draw(args: argparse.Namespace, path: Path) -> None:
     """
     info = utils.init_distributed(args.device, args.local_rank)
     model, tokenizer = load(args, info.device)
-    refer = REFER(args.refer_data_root, args.dataset, args.splitBy, image_root=args.image_root)
+    refer = REFER(**refer_options(args))
     options = dataset_options(args) | {"eval_mode": "each", "photo_masks": False}
     dataset = ReferDataset(refer, args.splits[0], tokenizer, **options)
     rows = [figure_row(dataset, samples, model, tokenizer, args) for samples in choose(dataset)]

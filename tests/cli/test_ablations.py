@@ -104,6 +104,10 @@ def test_the_benchmark_goes_on_where_it_was(
     assert text.endswith("after\n")
     assert "| `--fusion add` |" in text
     assert "48.00 | -1.00 |" in text
+    assert "Not measured yet: `--seed 1`," in text
+    whole = ablations.table({name: row_of(50.0) for name in ablations.ROWS})
+    assert "Not measured" not in whole
+    assert whole.count("\n") == len(ablations.ROWS) + 1
     with pytest.raises(InputError, match="is of 1 epochs a row, not 2"):
         ablations.main([*options, "--epochs", "2"])
     with pytest.raises(InputError, match="--rows --gate silu: choose of"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def refer(tmp_path: Path) -> REFER:
 def test_samples_in_order(refer: REFER, tokenizer: Tokenizer) -> None:
     dataset = ReferDataset(refer, "train", tokenizer, 32)
     assert len(dataset) == 4
-    assert dataset.samples_of_ref == [[0, 1, 2], [3]]
+    assert [list(samples) for samples in dataset.samples_of_ref] == [[0, 1, 2], [3]]
     assert [record.sentence for record in dataset.records] == [
         "Left square",
         "the RED one",
@@ -61,7 +62,7 @@ def test_sample(refer: REFER, tokenizer: Tokenizer) -> None:
     assert sample["image"].shape == (3, 32, 32)
     assert sample["image"].dtype == torch.uint8
     assert sample["target"].shape == (32, 32)
-    assert sample["target"].dtype == torch.int64
+    assert sample["target"].dtype == torch.uint8
     assert sample["target"].unique().tolist() == [0, 1]
     ids, mask = encode(tokenizer, ["the RED one"], 6)
     assert torch.equal(sample["input_ids"], ids[0])
@@ -100,7 +101,7 @@ def test_refs_without_sentences_are_left_out(tmp_path: Path, tokenizer: Tokenize
     refs = [make_ref(1, 11, 101, "train", []), make_ref(2, 12, 101, "train", ["a"])]
     refer = REFER(write_root(tmp_path, refs), "refcoco", "unc")
     dataset = ReferDataset(refer, "train", tokenizer, 16)
-    assert dataset.samples_of_ref == [[0]]
+    assert [list(samples) for samples in dataset.samples_of_ref] == [[0]]
     assert dataset.records[0].ref_id == 2
 
 
@@ -151,7 +152,7 @@ def test_joined_expressions(refer: REFER, tokenizer: Tokenizer) -> None:
     dataset = joined(refer, tokenizer, eval_mode="cat")
     assert len(dataset) == 2
     assert dataset.expressions == 4
-    assert dataset.samples_of_ref == [[0], [1]]
+    assert [list(samples) for samples in dataset.samples_of_ref] == [[0], [1]]
     assert [r.sentence for r in dataset.records] == ["Left square the RED one a", "right square"]
     assert dataset.records[0].sent_ids == (10, 11, 12)
     ids, mask = encode(tokenizer, ["Left square the RED one a"], 20)
@@ -251,11 +252,13 @@ def test_control_swaps_the_sentence_only(tokenizer: Tokenizer) -> None:
         assert dataset.records[other].image_id == dataset.records[i].image_id
         assert dataset.records[other].ann_id != dataset.records[i].ann_id
     i = control.indices[0]
+    other = dataset.other_object(i)
+    assert other is not None
     right, wrong = dataset[i], control[i]
     assert wrong["index"] == i
     assert torch.equal(right["image"], wrong["image"])
     assert torch.equal(right["target"], wrong["target"])
-    assert torch.equal(wrong["input_ids"], dataset.input_ids[dataset.other_object(i)])
+    assert torch.equal(wrong["input_ids"], dataset[other]["input_ids"])
 
 
 @pytest.mark.skipif(not REAL_ROOT.is_dir(), reason="no real subset beside the checkout")
@@ -280,3 +283,17 @@ def test_normalize_in_every_mode() -> None:
     weight = torch.ones(3, 1, 1, requires_grad=True)
     (normalize(pixels) * weight).sum().backward()
     assert weight.grad is not None
+
+
+def test_samples_of_a_picture_side_by_side(refer: REFER, tokenizer: Tokenizer) -> None:
+    data = ReferDataset(refer, "train", tokenizer, 32)
+    images = [r.image_id for r in data.records]
+    order = list(range(len(data)))[::2] + list(range(len(data)))[1::2]
+    together = data.by_picture(order)
+    assert sorted(together) == list(range(len(data)))
+    found = [images[i] for i in together]
+    changes = sum(a != b for a, b in pairwise(found))
+    assert changes == len(set(images)) - 1
+    for image in set(images):  # within a picture, the order given
+        of_image = [i for i in order if images[i] == image]
+        assert [i for i in together if images[i] == image] == of_image

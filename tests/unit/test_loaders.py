@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from data.loaders import (
     ShardedBatches,
     build_loader,
     one_expression_per_object,
+    share_pictures,
 )
+from data.transforms import normalize
+from lib.engine import to_device
 from lib.errors import InputError
 from refer import REFER
 from tests.refer_files import TINY_BERT, write_root
@@ -135,6 +139,39 @@ def test_batches_do_not_depend_on_workers(dataset: ReferDataset) -> None:
     assert batch["index"].dtype == torch.int64
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_bytes_become_the_samples(dataset: ReferDataset, workers: int) -> None:
+    """Also those of a second sample with the same picture, which is not decoded again."""
+    (batch,) = build_loader(dataset, ShardedBatches(range(4), 4), workers)
+    assert batch["image"].dtype == batch["target"].dtype == torch.uint8
+    moved = to_device(batch, torch.device("cpu"))
+    assert moved["image"].is_contiguous()
+    assert moved["target"].dtype == torch.int64
+    for i in range(4):
+        picture, mask = dataset.picture(i), dataset.mask(i)
+        image, target = dataset.preprocess(picture, mask)
+        assert torch.equal(moved["image"][i], normalize(image))
+        assert torch.equal(moved["target"][i], target)
+        assert torch.equal(moved["input_ids"][i], dataset.text(i)["input_ids"])
+
+
+def test_samples_do_not_share_memory(dataset: ReferDataset) -> None:
+    """One picture and one object, decoded and drawn once."""
+    expected = {k: v.clone() for k, v in dataset[0].items() if isinstance(v, torch.Tensor)}
+    spoiled = dataset[1]
+    spoiled["image"].fill_(1)
+    spoiled["target"].fill_(1)
+    for key in ("image", "target"):
+        assert torch.equal(dataset[1][key], expected[key])
+
+
+def test_data_sets_can_be_sent_to_spawned_workers(dataset: ReferDataset) -> None:
+    sent = pickle.loads(pickle.dumps(dataset))
+    for i in range(len(dataset)):
+        for key, value in dataset[i].items():
+            assert torch.equal(torch.as_tensor(sent[i][key]), torch.as_tensor(value))
+
+
 def test_loading_leaves_the_random_state_alone(dataset: ReferDataset) -> None:
     loader = build_loader(dataset, ShardedBatches(range(4), 2), 1)
     before = torch.get_rng_state()
@@ -158,3 +195,13 @@ def test_forked_workers_are_silent(
     encode(load_tokenizer(TINY_BERT), ["left square"] * 1000)
     assert len(list(build_loader(dataset, ShardedBatches(range(4), 2), 2))) == 2
     assert capfd.readouterr() == ("", "")
+
+
+def test_neighbours_with_one_picture_share_it() -> None:
+    a, b = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.ones(3, 2, 2, dtype=torch.uint8)
+    samples = [{"image": p.clone(), "index": i} for i, p in enumerate((a, a, b, a, a))]
+    batch = share_pictures(samples)
+    assert batch["of_picture"].tolist() == [0, 0, 1, 2, 2]
+    assert torch.equal(batch["image"], torch.stack([a, b, a]))
+    assert batch["index"].tolist() == [0, 1, 2, 3, 4]
+    assert "image" in samples[0]  # what was given is not changed

@@ -65,3 +65,12 @@ def test_gradients_are_finite_and_descend(name: str) -> None:
     after = LOSSES[name](logits.detach() - 0.5 * logits.grad, target)
     assert math.isfinite(before.item())
     assert after.item() < before.item()
+
+
+def test_deterministic_cross_entropy_is_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU; here the way there is taken on the CPU."""
+    logits, target = torch.randn(2, 2, 5, 4, dtype=torch.float64), torch.randint(2, (2, 5, 4))
+    expected = cross_entropy(logits, target)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    assert torch.allclose(cross_entropy(logits, target), expected, rtol=1e-12)

@@ -74,7 +74,8 @@ def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
     newest, complaints = files.newest()
     assert newest == files.previous
     assert len(complaints) == 1
-    assert "model_last_m.pth is damaged (checksum" in complaints[0]
+    assert "model_last_m.pth is damaged" in complaints[0]
+    assert "checksum" in complaints[0]
     files.previous.write_bytes(b"")
     assert files.newest()[0] == files.best
     torch.save({"model": content(1)["model"]}, files.best)
@@ -161,7 +162,7 @@ def save_elsewhere(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
         text=True,
         env=environment(),
         cwd=REPO,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -191,6 +192,20 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         files = StateFiles(tmp_path, "m")
         files.save(content(1))
         check_refused(save_elsewhere(tmp_path, "as it is"), files)
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_file_system_that_became_read_only(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        files = StateFiles(tmp_path, "m")
+        files.save(content(1))
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        check_refused(save_elsewhere(tmp_path, "as it is"), files)
+        assert files.newest() == (files.last, [])
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 

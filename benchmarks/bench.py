@@ -1,0 +1,96 @@
+"""All speed benchmarks of this machine, in one result file and the README's table.
+
+    python -m benchmarks.bench --data quickstart/data     # or: make bench
+    python -m benchmarks.bench --report benchmarks/results/FILE.json
+
+Runs benchmarks.speed, benchmarks.evaluation and benchmarks.data, writes
+``benchmarks/results/<machine>.json``, and puts its tables between the marks in the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import utils
+from args import Parser
+from benchmarks import data, evaluation, speed
+from lib.errors import InputError
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+MARKS = ("<!-- table: make bench -->\n", "<!-- end of make bench -->\n")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The benchmark's options."""
+    p = Parser(prog="benchmarks.bench", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--data", default="quickstart/data", help="a REFER root with a bert/ folder")
+    p.add_argument("--quick", action="store_true", help="fewer repeats")
+    p.add_argument("--report", metavar="JSON", help="only put this file's tables into the README")
+    return p.parse_args(argv)
+
+
+def tables(record: dict[str, Any]) -> str:
+    """The README's tables: speed and evaluation; the rest is in docs/."""
+    rows = record["speed"]["rows"]
+    host = speed.summary({**record["speed"], "rows": [{**r, "profile": None} for r in rows]})
+    return f"{host}\n\n{evaluation.table(record['evaluation'])}\n"
+
+
+def put_into(text: str, new: str) -> str:
+    """Replace what stands between the marks.
+
+    Raises:
+        InputError: there are no marks.
+    """
+    pattern = re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1])
+    if not re.search(pattern, text, re.DOTALL):
+        raise InputError(f"{README} has lost the marks {MARKS[0].strip()} … {MARKS[1].strip()}")
+    return re.sub(pattern, lambda _: f"{MARKS[0]}\n{new}\n{MARKS[1]}", text, flags=re.DOTALL)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run all three and join what they wrote."""
+    bert = str(Path(args.data) / "bert")
+    quick = ["--quick"] if args.quick else []
+    common = ["--refer_data_root", args.data]
+    parts = {
+        "speed": (speed.main, ["--train", "--profile", *quick]),
+        "evaluation": (evaluation.main, [*common, "--ck_bert", bert]),
+        "data": (data.main, [*common, "--bert_tokenizer", bert]),
+    }
+    record = {}
+    for name, (run, argv) in parts.items():
+        path = folder / f"{name}.json"
+        run([*argv, "--output", str(path)])
+        record[name] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the file, fill in the README."""
+    args = parse(argv)
+    if args.report:
+        record = json.loads(Path(args.report).read_text(encoding="utf-8"))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            record = measure(args, Path(folder))
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        name = gpu or f"{record['speed']['machine']['cpu']} {torch.get_num_threads()} threads"
+        path = HERE / "results" / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
+        utils.write_json(record, path)
+        print(f"written: {path}")
+    text = README.read_text(encoding="utf-8")
+    README.write_text(put_into(text, tables(record)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

@@ -1,0 +1,269 @@
+"""The records of a data set as arrays.
+
+A dict a record is what `REFER` gives its users. Training and evaluation take arrays: a thousandth
+of the objects, so that loader processes share their memory (counting references to an object
+writes to it, and the page is copied), and so that they can be kept on disk and mapped.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.errors import InputError
+
+Ints = npt.NDArray[np.int64]
+Record = Mapping[str, Any]
+
+FORM = 1  # of the arrays; count it up when what they mean changes
+
+
+class Texts(Sequence[str]):
+    """Strings, one after the other in an array.
+
+    Args:
+        letters: (B,) uint8, UTF-8; half surrogate pairs, as broken JSON has them, go through.
+        ends: (N + 1,) int64; text i is from ends[i] to ends[i + 1].
+    """
+
+    def __init__(self, letters: npt.NDArray[np.uint8], ends: Ints) -> None:
+        self.letters = letters
+        self.ends = ends
+
+    @classmethod
+    def pack(cls, texts: Iterable[str]) -> Texts:
+        """From strings."""
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        ends = offsets([len(text) for text in encoded])
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def take(self, rows: Ints) -> Texts:
+        """The texts of some rows."""
+        begins, lengths = self.ends[rows], self.ends[rows + 1] - self.ends[rows]
+        ends = offsets(lengths)
+        letters = np.arange(ends[-1]) + (begins - ends[:-1]).repeat(lengths)
+        return Texts(self.letters[letters], ends)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        begin, end = self.ends[index], self.ends[index + 1]
+        return self.letters[begin:end].tobytes().decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        letters = self.letters.tobytes()
+        return (
+            letters[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(self.ends.tolist())
+        )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What samples are made of. Row r of the references is reference r of the pickle.
+
+    Attributes:
+        ref_id, ann_id, image_id, category_id: (R,) of the references.
+        image: (R,) row of its image.
+        same_category: (R,) how many other annotations of its image have its category.
+        split: of R references, as the pickle has it.
+        sentence: (R + 1,) reference r has the sentences from row [r] to row [r + 1].
+        sent_id, raw, sent: of S sentences.
+        outline: (R + 1,) reference r has the polygons from [r] to [r + 1].
+        polygon: (P + 1,) polygon p has the numbers from [p] to [p + 1].
+        numbers: (N,) float64, x and y in turn, pixels.
+        other: of R references, the segmentation as JSON where it is no list of polygons, or ''.
+        height, width, file_name: of I images; pixels.
+        image_ids, image_rows: (I,) ids in rising order and the row of each.
+        cat_id, cat_name: of C categories.
+    """
+
+    ref_id: Ints
+    ann_id: Ints
+    image_id: Ints
+    category_id: Ints
+    image: Ints
+    same_category: Ints
+    split: Texts
+    sentence: Ints
+    sent_id: Ints
+    raw: Texts
+    sent: Texts
+    outline: Ints
+    polygon: Ints
+    numbers: npt.NDArray[np.float64]
+    other: Texts
+    height: Ints
+    width: Ints
+    file_name: Texts
+    image_ids: Ints
+    image_rows: Ints
+    cat_id: Ints
+    cat_name: Texts
+
+    @classmethod
+    def pack(
+        cls,
+        refs: Sequence[Record],
+        images: Mapping[int, Record],
+        annotations: Mapping[int, Record],
+        categories: Mapping[int, str],
+    ) -> Tables:
+        """From records that have been checked; images and annotations by id.
+
+        Raises:
+            InputError: an id of more than 64 bits.
+        """
+        try:
+            return cls(
+                **_references(refs, images, annotations),
+                **_sentences(refs),
+                **_outlines([annotations[ref["ann_id"]].get("segmentation") for ref in refs]),
+                **_images(images),
+                cat_id=np.array(list(categories), np.int64),
+                cat_name=Texts.pack(categories.values()),
+            )
+        except OverflowError:
+            raise InputError("a record's id or size has more than 64 bits") from None
+
+    def segmentation(self, row: int) -> Any:
+        """Of a reference's annotation, as COCO has it; polygons as arrays."""
+        if self.other.ends[row] < self.other.ends[row + 1]:
+            return json.loads(self.other[row])
+        ends = self.polygon[self.outline[row] : self.outline[row + 1] + 1].tolist()
+        return [self.numbers[a:b] for a, b in pairwise(ends)]
+
+    def image_row(self, image_id: int) -> int | None:
+        """Row of an image by its id; None without it."""
+        place = int(np.searchsorted(self.image_ids, image_id))
+        if place == len(self.image_ids) or self.image_ids[place] != image_id:
+            return None
+        return int(self.image_rows[place])
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """As arrays by name, for `from_arrays`."""
+        found: dict[str, npt.NDArray[Any]] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            parts = {field.name: value}
+            if isinstance(value, Texts):
+                parts = {f"{field.name}.letters": value.letters, f"{field.name}.ends": value.ends}
+            found |= parts
+        return found
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Tables:
+        """What `arrays` gave.
+
+        Raises:
+            KeyError: one is missing.
+        """
+        values: dict[str, Any] = {
+            field.name: Texts(arrays[f"{field.name}.letters"], arrays[f"{field.name}.ends"])
+            if field.type == "Texts"
+            else arrays[field.name]
+            for field in fields(cls)
+        }
+        return cls(**values)
+
+
+def offsets(lengths: Sequence[int] | Ints) -> Ints:
+    """Where parts of these lengths begin, and the end of the last: (N + 1,)."""
+    ends = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    return ends
+
+
+def _references(
+    refs: Sequence[Record], images: Mapping[int, Record], annotations: Mapping[int, Record]
+) -> dict[str, Any]:
+    rows = {image_id: row for row, image_id in enumerate(images)}
+    ids = {
+        key: np.array([ref[key] for ref in refs], np.int64)
+        for key in ("ref_id", "ann_id", "image_id", "category_id")
+    }
+    alike = Counter((ann["image_id"], ann.get("category_id")) for ann in annotations.values())
+    others = []
+    for ref in refs:
+        own, kind = annotations[ref["ann_id"]], (ref["image_id"], ref["category_id"])
+        others.append(alike[kind] - ((own["image_id"], own.get("category_id")) == kind))
+    return ids | {
+        "image": np.array([rows[ref["image_id"]] for ref in refs], np.int64),
+        "same_category": np.array(others, np.int64),
+        "split": Texts.pack(ref["split"] for ref in refs),
+    }
+
+
+def _sentences(refs: Sequence[Record]) -> dict[str, Any]:
+    said = [sentence for ref in refs for sentence in ref["sentences"]]
+    return {
+        "sentence": offsets([len(ref["sentences"]) for ref in refs]),
+        "sent_id": np.array([sentence["sent_id"] for sentence in said], np.int64),
+        "raw": Texts.pack(sentence["raw"] for sentence in said),
+        "sent": Texts.pack(sentence["sent"] for sentence in said),
+    }
+
+
+def _images(images: Mapping[int, Record]) -> dict[str, Any]:
+    ids = np.array(list(images), np.int64)
+    order = np.argsort(ids)
+    return {
+        "height": np.array([image["height"] for image in images.values()], np.int64),
+        "width": np.array([image["width"] for image in images.values()], np.int64),
+        "file_name": Texts.pack(image["file_name"] for image in images.values()),
+        "image_ids": ids[order],
+        "image_rows": order.astype(np.int64),
+    }
+
+
+def _outlines(segmentations: Sequence[Any]) -> dict[str, Any]:
+    numbers = array("d")
+    polygons: list[int] = []  # numbers of each
+    counts: list[int] = []  # polygons of each reference
+    other: list[str] = []
+    for segmentation in segmentations:
+        drawn = _polygons(segmentation)
+        other.append(_as_json(segmentation) if drawn is None else "")
+        counts.append(len(drawn or ()))
+        for polygon in drawn or ():
+            polygons.append(len(polygon))
+            numbers.extend(polygon)
+    return {
+        "outline": offsets(counts),
+        "polygon": offsets(polygons),
+        "numbers": np.array(numbers, np.float64),
+        "other": Texts.pack(other),
+    }
+
+
+def _polygons(segmentation: Any) -> list[array[float]] | None:
+    """A list of lists of numbers; None of anything else, which is looked at when it is drawn."""
+    if not isinstance(segmentation, list) or not segmentation:
+        return None
+    if not all(isinstance(polygon, list) for polygon in segmentation):
+        return None
+    try:
+        return [array("d", polygon) for polygon in segmentation]
+    except (TypeError, OverflowError):
+        return None
+
+
+def _as_json(segmentation: Any) -> str:
+    try:
+        return json.dumps(segmentation)
+    except RecursionError:
+        return "null"  # nothing that could be drawn is so deep

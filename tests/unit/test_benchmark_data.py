@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +68,12 @@ def test_samples_are_compared(shapes: Shapes) -> None:
     same["target"][0, 1, 1] = 1
     with pytest.raises(InputError, match=r"target of samples \[7\] is not the release's"):
         benchmark.check_equal(batch, same)
+
+
+def test_the_documents_tables_are_those_of_the_results() -> None:
+    root = Path(benchmark.__file__).parents[1]
+    text = (root / "docs" / "data_speed.md").read_text(encoding="utf-8")
+    named = re.findall(r"<!-- tables of (\S+) -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    assert named
+    for path, tables in named:
+        assert tables.strip() == benchmark.tables(json.loads((root / path).read_text()))

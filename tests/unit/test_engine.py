@@ -181,7 +181,9 @@ def test_fused_adamw_makes_the_same_steps() -> None:
         list(train_steps(model, batches(5), optimizer, poly_schedule(optimizer, 10), CPU))
         found.append(model)
     for name, p in found[0].named_parameters():
-        assert torch.allclose(p, found[1].get_parameter(name), rtol=1e-4, atol=1e-5), name
+        # Before batch norm a bias' gradient is rounding alone, of which AdamW makes whole steps.
+        if name != "conv.bias":
+            assert torch.allclose(p, found[1].get_parameter(name), rtol=1e-4, atol=1e-5), name
 
 
 def test_amp_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ def judge(target: Target, case: bytes, folder: Path, watch: Watch) -> tuple[str,
     Returns:
         'accepted' or 'refused' and '', or 'finding' and what it is.
     """
+    utils.forget_peak_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     watch.seen = []
     verdict, finding = "accepted", ""

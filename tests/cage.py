@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import utils
 from lib.errors import InputError
 
 SECONDS = 60  # far more than any needs; a case that has no end is ended by the system
@@ -79,6 +80,7 @@ def _read(read: Callable[[], Any], folder: Path) -> tuple[str, str, int]:
     os.chdir(folder)
     signal.alarm(SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + ROOM,) * 2)
+    utils.forget_peak_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message, kind = "nothing was refused", ""
     try:

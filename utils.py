@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import logging
 import math
@@ -465,7 +466,10 @@ PACKAGES = (
 
 
 def forget_peak_memory() -> None:
-    """Have this process' peak start from what it holds now, not from its parent's."""
+    """Have this process' peak start from what it uses now, not from what its parent once did."""
+    with contextlib.suppress(OSError, AttributeError):  # of another C library
+        # Freed memory that is kept for later would be used again without the peak's growing.
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # where the system does not offer it
         Path("/proc/self/clear_refs").write_text("5")
 

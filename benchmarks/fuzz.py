@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -207,6 +208,7 @@ def _keep(case: bytes, folder: Path, name: str) -> Path:
 
 def _child(make: Callable[[], Target], name: str, cases: int, seed: int, folder: Path) -> None:
     """The process that a batch runs in, for it may die."""
+    gc.collect()  # what the parent left, lest freeing it later hides what a case takes
     torch.set_num_threads(1)
     os.chdir(folder)
     with open("output.txt", "w") as out:

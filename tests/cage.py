@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -78,6 +79,7 @@ def refusal(read: Callable[[], Any], folder: Path, megabytes: int = 256) -> str:
 
 def _read(read: Callable[[], Any], folder: Path) -> tuple[str, str, int]:
     os.chdir(folder)
+    gc.disable()  # freeing what the parent left would hide what the reader takes
     signal.alarm(SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + ROOM,) * 2)
     utils.forget_peak_memory()

@@ -44,7 +44,7 @@ from lib.pretrained import load_swin_weights
 from lib.protocol import tag
 from lib.run import Run
 from lib.segmentation import build_model
-from lib.states import StateFiles
+from lib.states import StateFiles, set_aside
 from refer.refer import REFER
 from test import count
 from utils import DistInfo, Stopped, StopSignals, Votes, log
@@ -388,7 +388,7 @@ def start(args: argparse.Namespace, files: StateFiles, info: DistInfo) -> str:
         path = str(newest or path)
     path = utils.from_main(path)
     if auto or utils.restarts():
-        log.info("continuing from %s", path) if path else log.info("starting fresh")
+        log.info(f"continuing from {path}" if path else "starting fresh")
     return path
 
 
@@ -399,8 +399,8 @@ def prepare_folders(trainer: Trainer, resume: str) -> None:
     done = (run.epoch + 1) * trainer.steps + run.step
     if resume:
         utils.trim_jsonl(file, lambda r: r["epoch"] <= run.epoch or _before(r, done))
-    else:
-        utils.set_aside(file)
+    elif file.is_file():
+        set_aside(file)
     if not utils.restarts() and (args.resume != "auto" or not resume):
         for aside in trainer.files.set_aside(keep=resume):
             log.info("an earlier run's state is now %s", aside)

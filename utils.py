@@ -380,13 +380,6 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
     write_text(json.dumps(content, indent=1) + "\n", path)
 
 
-def set_aside(path: Path) -> None:
-    """Rename an older run's file, if there is one, so that a fresh run does not write over it."""
-    if path.is_file():
-        number = sum(1 for _ in path.parent.glob(f"{path.stem}.*{path.suffix}")) + 1
-        path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
-
-
 def trim_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the lines of a resumed run's file that it will write again, and one cut off by a crash.
 
@@ -401,9 +394,7 @@ def trim_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         with contextlib.suppress(ValueError, TypeError, KeyError):
             if keep(json.loads(line)):
                 kept.append(line + "\n")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_text("".join(kept), path)
 
 
 def append_jsonl(record: dict[str, Any], path: Path) -> None:

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             record = measure(args, Path(folder))
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         name = gpu or f"{record['speed']['machine']['cpu']} {torch.get_num_threads()} threads"
-        path = HERE / "results" / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
+        path = HERE / "results" / f"{speed.slug(name)}.json"
         utils.write_json(record, path)
         print(f"written: {path}")
     text = README.read_text(encoding="utf-8")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -39,6 +38,7 @@ from torchvision.transforms import functional as tv
 import utils
 from args import Parser
 from benchmarks import refcoco_size
+from benchmarks.speed import machine, slug
 from bert.tokenizer import load_tokenizer
 from data.cache import ArrayCache
 from data.dataset_refer_bert import ReferDataset
@@ -391,15 +391,6 @@ def tables(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
-    """What this machine is."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(errors="replace") if info.is_file() else ""
-    name = re.search(r"model name\s*:\s*(.+)", text)
-    cpu = name[1].strip() if name else platform.processor() or platform.machine()
-    return {"cpu": cpu, "cpus": os.cpu_count(), "load": os.getloadavg()[0]}
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All parts."""
     with tempfile.TemporaryDirectory() as folder:
@@ -410,7 +401,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "dicts": in_own_process(args, "dicts", root, None),
         }
     record = {"start": started, "memory": used, "samples": measure_samples(args)}
-    return record | {"machine": machine(), "environment": utils.environment()}
+    host = machine() | {"load": os.getloadavg()[0]}
+    return record | {"machine": host, "environment": utils.environment()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -425,8 +417,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.bert_tokenizer:
         raise InputError("--bert_tokenizer is missing: give a folder with a BERT vocabulary")
     record = measure(args)
-    slug = re.sub(r"[^a-z0-9]+", "_", record["machine"]["cpu"].lower()).strip("_")
-    path = Path(args.output or RESULTS / f"data_{slug}_{record['machine']['cpus']}cpu.json")
+    name = slug(record["machine"]["cpu"])
+    path = Path(args.output or RESULTS / f"data_{name}_{record['machine']['cpus']}cpu.json")
     utils.write_json(record, path)
     print(tables(record))
     print(f"\nwritten: {path}")

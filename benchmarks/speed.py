@@ -191,6 +191,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def slug(name: str) -> str:
+    """A machine's name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
 # ---- a row, in its own process ----
 
 
@@ -487,8 +492,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = {"rows": rows, "machine": host, "environment": environment}
     print(summary(record))
     gpu = environment["gpu"] if rows[0]["device"] != "cpu" else None
-    slug = re.sub(r"\W+", "_", (gpu or f"{host['cpu']} {args.threads}").lower()).strip("_")
-    utils.write_json(record, args.output or RESULTS / f"speed_{slug}.json")
+    name = slug(gpu or f"{host['cpu']} {args.threads}")
+    utils.write_json(record, args.output or RESULTS / f"speed_{name}.json")
 
 
 if __name__ == "__main__":

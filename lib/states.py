@@ -87,19 +87,28 @@ class StateFiles:
         Raises:
             InputError: a file cannot be renamed.
         """
-        moved = []
-        for path in (self.last, self.previous, self.best):
-            if not path.exists() or (keep and Path(keep).exists() and path.samefile(keep)):
-                continue
-            number = 1
-            while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-                number += 1
-            try:
-                path.rename(aside)
-            except OSError as e:
-                raise InputError(f"cannot rename {path} to {aside.name}: {e.strerror}") from e
-            moved.append(aside)
-        return moved
+        states = [path for path in (self.last, self.previous, self.best) if path.exists()]
+        kept = keep and Path(keep).exists()
+        return [set_aside(path) for path in states if not (kept and path.samefile(keep))]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename an older run's file, so that a fresh run does not write over it.
+
+    Returns:
+        The new name, which no file had.
+
+    Raises:
+        InputError: it cannot be renamed.
+    """
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    try:
+        path.rename(aside)
+    except OSError as e:
+        raise InputError(f"cannot rename {path} to {aside.name}: {e.strerror}") from e
+    return aside
 
 
 def _second_name(source: Path, name: Path) -> None:

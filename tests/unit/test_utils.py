@@ -10,15 +10,15 @@ import torch
 
 import utils
 from lib.errors import InputError
+from lib.states import set_aside
 from tests.scripts import jsonl
 
 
 def test_fresh_run_sets_an_older_file_aside(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    utils.set_aside(path)
     for run in range(3):
         utils.append_jsonl({"step": 1, "run": run}, path)
-        utils.set_aside(path)
+        set_aside(path)
     assert not path.exists()
     kept = [jsonl(tmp_path / f"metrics.{n}.jsonl")[0]["run"] for n in (1, 2, 3)]
     assert kept == [0, 1, 2]

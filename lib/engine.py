@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -201,11 +201,10 @@ def decide(logits: Tensor) -> Tensor:
         logits: (K, 2, H, W) of K expressions. Several are averaged as probabilities.
 
     Returns:
-        (H, W) int64 in {0, 1}; a tie is background.
+        (H, W) bool: the argmax; a tie is background.
     """
-    if len(logits) == 1:
-        return logits[0].argmax(0)
-    return logits.float().softmax(1).mean(0).argmax(0)
+    background, target = logits[0] if len(logits) == 1 else logits.float().softmax(1).mean(0)
+    return target > background
 
 
 @torch.inference_mode()
@@ -222,7 +221,7 @@ def at_size(logits: Tensor, height: int, width: int) -> Segmentation:
     each = logits.float().reshape(-1, *logits.shape[-3:])
     full = F.interpolate(each, (height, width), mode="bilinear", align_corners=False)
     probability = full.softmax(1)[:, 1].mean(0)
-    return Segmentation((decide(full) == 1).cpu().numpy(), probability.cpu().numpy())
+    return Segmentation(decide(full).cpu().numpy(), probability.cpu().numpy())
 
 
 def expression_logits(model: nn.Module, batch: Batch, amp: str) -> tuple[Tensor, list[int]]:
@@ -240,22 +239,48 @@ def expression_logits(model: nn.Module, batch: Batch, amp: str) -> tuple[Tensor,
         counts: how many each sample has; their sum is E.
     """
     image, ids, mask = batch["image"], batch["input_ids"], batch["attention_mask"]
-    size = len(ids)
-    of_picture = batch.get("of_picture", torch.arange(size, device=ids.device))
-    if ids.dim() == 2:
-        with autocast(image.device, amp):
-            if len(image) < size and getattr(model, "shares_pictures", False):
-                return model(image, ids, mask, of_picture), [1] * size
-            pictures = image if len(image) == size else image[of_picture]
-            return model(pictures, ids, mask), [1] * size
-    counts = batch["expressions"]
-    real = torch.arange(ids.shape[1], device=ids.device) < counts[:, None]
-    owner = of_picture.repeat_interleave(counts)
-    # As many at once as the batch has samples, so that memory does not grow with expressions.
-    parts = zip(*(x.split(size) for x in (owner, ids[real], mask[real])), strict=True)
+    size, counts = len(ids), [1] * len(ids)
+    owner = batch.get("of_picture", torch.arange(size, device=ids.device))
+    if ids.dim() == 3:
+        real = torch.arange(ids.shape[1], device=ids.device) < batch["expressions"][:, None]
+        ids, mask = ids[real], mask[real]
+        owner = owner.repeat_interleave(batch["expressions"])
+        counts = batch["expressions"].tolist()
+    one_each = len(owner) == len(image)
+    shares = getattr(model, "shares_pictures", False)
+    logits = []
     with autocast(image.device, amp):
-        logits = [model(image[o], i, m) for o, i, m in parts]
-    return torch.cat(logits), counts.tolist()
+        for pictures, part in _parts(image, owner, size):
+            shown, of_picture = image[pictures], owner[part] - pictures.start
+            if shares and len(shown) < len(of_picture):
+                logits.append(model(shown, ids[part], mask[part], of_picture))
+            else:
+                each = shown if one_each else shown[of_picture]
+                logits.append(model(each, ids[part], mask[part]))
+    return torch.cat(logits), counts
+
+
+def _parts(image: Tensor, owner: Tensor, most: int) -> Iterator[tuple[slice, slice]]:
+    """Which pictures and expressions go through the model at a time.
+
+    Args:
+        image: (U, 3, S, S).
+        owner: (E,), which picture an expression is about; rising.
+        most: expressions at a time, so that memory does not grow with their number.
+
+    Yields:
+        Pictures, and the expressions about them.
+    """
+    everything = slice(0, len(image))
+    if image.device.type == "cpu" and len(image) > 1:
+        # What one picture needs stays in the caches; what several need does not.
+        ends = torch.bincount(owner, minlength=len(image)).cumsum(0).tolist()
+        spans = [(slice(u, u + 1), *pair) for u, pair in enumerate(pairwise([0, *ends]))]
+    else:
+        spans = [(everything, 0, len(owner))]
+    for pictures, first, end in spans:
+        for start in range(first, end, most):
+            yield pictures, slice(start, min(start + most, end))
 
 
 @torch.inference_mode()

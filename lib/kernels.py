@@ -24,7 +24,9 @@ T = TypeVar("T")
 MakeConv = Callable[[torch.dtype], tuple[Tensor, Tensor]]
 
 # Multiply-adds from which a float32 matmul is worth another library than PyTorch's own choice.
-LARGE = 2**26
+LARGE = 2**23
+# Rows from which a weight is worth being put in oneDNN's order for a single matmul.
+MANY = 2048
 
 
 _plain = False
@@ -166,14 +168,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     if eager_cpu(x, weight) and x.numel() and x.is_contiguous():
         dtype = matmul_dtype(x)
         recorded = wants_grad(x, weight, bias)
-        if dtype == torch.bfloat16 and not recorded and _onednn_has(dtype):
-            return _onednn(x.to(dtype), *_packed(weight, bias), gelu)
-        large = x.numel() * len(weight) >= LARGE
-        if large and dtype == weight.dtype == torch.float32 and _onednn_beats_mkl():
-            matrix = weight.flatten(1)
-            if not recorded:
-                return _onednn(x, matrix, bias, gelu)
-            y = _OneDnnLinear.apply(x, matrix, bias)
+        exact = dtype == weight.dtype == torch.float32 and _onednn_beats_mkl()
+        if not recorded and (exact or (dtype == torch.bfloat16 and _onednn_has(dtype))):
+            return _onednn(x.to(dtype), *_packed(weight, bias, dtype), gelu)
+        if exact and x.numel() * len(weight) >= LARGE:
+            y = _OneDnnLinear.apply(x, weight.flatten(1), bias)
             return F.gelu(y) if gelu else y
     y = F.linear(x, weight.flatten(1), bias)
     return F.gelu(y) if gelu else y
@@ -184,17 +183,19 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) 
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, operation, [], form)
 
 
-def _packed(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in bfloat16, the weight in the order that oneDNN likes best."""
+def _packed(
+    weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in a type, the weight in the order that oneDNN likes best."""
 
     def pack() -> Tensor:
-        plain = weight.detach().flatten(1).to(torch.bfloat16).contiguous()
+        plain = weight.detach().flatten(1).to(dtype).contiguous()
         return torch.ops.mkldnn._reorder_linear_weight(plain, None)
 
-    packed = derived("packed bf16", (weight,), pack)
-    if bias is None:
-        return packed, None
-    return packed, derived("bf16", (bias,), lambda: bias.detach().to(torch.bfloat16))
+    packed = derived(("packed", dtype), (weight,), pack)
+    if bias is None or bias.dtype == dtype:
+        return packed, bias
+    return packed, derived(dtype, (bias,), lambda: bias.detach().to(dtype))
 
 
 def conv_relu(x: Tensor, name: object, sources: tuple[Tensor, ...], make: MakeConv) -> Tensor:
@@ -232,6 +233,8 @@ class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        if x.numel() >= MANY * x.shape[-1]:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         return _onednn(x, weight, bias)
 
     @staticmethod
@@ -242,9 +245,17 @@ class _OneDnnLinear(torch.autograd.Function):
         rows = grad.flatten(0, -2)
         return (
             _onednn(grad.contiguous(), weight.t(), None) if for_x else None,
-            _onednn(rows.t(), x.flatten(0, -2).t(), None) if for_weight else None,
+            _weight_gradient(rows, x.flatten(0, -2)) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """(R, out) and (R, in) -> (out, in), their sum of outer products over the rows."""
+    rows, inside = x.shape
+    if grad.shape[1] > inside and rows >= inside:  # the transposed result comes sooner
+        return _onednn(x.t().contiguous(), grad.t(), None).t().contiguous()
+    return _onednn(grad.t(), x.t(), None)
 
 
 @lru_cache

@@ -164,7 +164,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x).flatten(1, 2)
         # A token of zeros has the bias for query, key and value.
         edge = self.qkv.bias.to(qkv.dtype)
-        out = windows.WindowAttention.apply(qkv, edge, self.bias(), mask, layout)
+        out = windows.attend(qkv, edge, self.bias(), mask, layout)
         return self.proj(out.view(x.shape))
 
     def bias(self) -> Tensor:
@@ -176,8 +176,9 @@ class WindowAttention(nn.Module):
 
     def _bias(self) -> Tensor:
         index = self.relative_position_index
-        bias = self.relative_position_bias_table[index.flatten()]
-        return bias.view(*index.shape, self.num_heads).permute(2, 0, 1).contiguous()
+        # A head at a time: the gradient is then added up along rows, and by all threads.
+        bias = self.relative_position_bias_table.t().index_select(1, index.flatten())
+        return bias.view(self.num_heads, *index.shape)
 
 
 class Mlp(nn.Module):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.kernels import wants_grad
+
 # Elements of the attention weights that are worked on at a time: as many as the caches hold.
 CHUNK = 2**20
 
@@ -48,47 +50,66 @@ def window_layout(B: int, H: int, W: int, window_size: int, shift: int) -> Layou
         return Layout(token, padding, place, bool(padding.any()))
 
 
-class WindowAttention(torch.autograd.Function):
+def attend(
+    qkv: Tensor, edge: Tensor, bias: Tensor, mask: Tensor | None, layout: Layout
+) -> Tensor:
     """Softmax(q k^T / sqrt(d) + bias + mask) v within windows (Swin paper, Eq. 4), on the CPU.
 
     In pieces that stay in the caches. Tokens are gathered into windows piece by piece, so a map is
     neither padded nor rolled nor cut as a whole; the softmax is in float32 or better.
+
+    Args:
+        qkv: (B, HW, 3C) queries, keys and values of the tokens.
+        edge: (3C,) those of a padded token.
+        bias: (heads, N, N).
+        mask: (nW, N, N) additive, or None.
+        layout: of the B maps.
+
+    Returns:
+        (B, HW, C).
     """
+    if wants_grad(qkv, edge, bias):
+        return _Attention.apply(qkv, edge, bias, mask, layout)
+    return _attend(qkv, edge, bias, mask, layout)
+
+
+def _attend(
+    qkv: Tensor,
+    edge: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    layout: Layout,
+    weights: list[Tensor] | None = None,
+) -> Tensor:
+    """See :func:`attend`; appends the attention weights of each piece to ``weights``."""
+    heads, N, _ = bias.shape
+    C = qkv.shape[-1] // 3
+    tokens = qkv.flatten(0, 1)
+    found = qkv.new_empty(len(layout.token), C)
+    for piece in _pieces(layout, qkv.shape[0], heads, N):
+        q, k, v = _gather(tokens, edge, layout, piece, N, heads)
+        logits = _logits(q, k, bias, mask, piece)
+        attention = logits.softmax(dim=-1).to(qkv.dtype).flatten(0, 1)
+        out = torch.bmm(attention, v).view(-1, heads, N, C // heads)
+        found[piece].view(-1, N, heads, C // heads).copy_(out.transpose(1, 2))
+        if weights is not None:
+            weights.append(attention)
+    return found.index_select(0, layout.place).view(*qkv.shape[:2], C)
+
+
+class _Attention(torch.autograd.Function):
+    """:func:`attend`, with its backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, qkv: Tensor, edge: Tensor, bias: Tensor, mask: Tensor | None, layout: Layout
     ) -> Tensor:
-        """Attend.
-
-        Args:
-            ctx: autograd's.
-            qkv: (B, HW, 3C) queries, keys and values of the tokens.
-            edge: (3C,) those of a padded token.
-            bias: (heads, N, N).
-            mask: (nW, N, N) additive, or None.
-            layout: of the B maps.
-
-        Returns:
-            (B, HW, C).
-        """
-        heads, N, _ = bias.shape
-        C = qkv.shape[-1] // 3
-        tokens = qkv.flatten(0, 1)
-        keep = any(ctx.needs_input_grad)
-        found = qkv.new_empty(len(layout.token), C)
-        weights = []
-        for piece in _pieces(layout, qkv.shape[0], heads, N):
-            q, k, v = _gather(tokens, edge, layout, piece, N, heads)
-            logits = _logits(q, k, bias, mask, piece)
-            attention = logits.softmax(dim=-1).to(qkv.dtype).flatten(0, 1)
-            out = torch.bmm(attention, v).view(-1, heads, N, C // heads)
-            found[piece].view(-1, N, heads, C // heads).copy_(out.transpose(1, 2))
-            if keep:
-                weights.append(attention)
-        ctx.layout, ctx.shape = layout, (heads, N)
+        """Attend, and keep the attention weights."""
+        weights: list[Tensor] = []
+        out = _attend(qkv, edge, bias, mask, layout, weights)
+        ctx.layout, ctx.shape = layout, (bias.shape[0], bias.shape[1])
         ctx.save_for_backward(qkv, edge, bias, *weights)
-        return found.index_select(0, layout.place).view(*qkv.shape[:2], C)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -225,9 +225,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     g.add_argument(
         "--fused_adamw",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="AdamW in one kernel (auto: on a GPU, where its steps then wait for nothing)",
+        choices=("on", "off"),
+        default="on",
+        help="AdamW in one kernel, or as PyTorch chooses, which rounds otherwise",
     )
     g.add_argument("--deterministic", action="store_true", help="the same bits in every run")
     g.add_argument(

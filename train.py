@@ -75,7 +75,7 @@ def build(
         speed.recompute_blocks(model)
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)
     optim.freeze_unused(model, groups)
-    fused = args.fused_adamw == "on" or (args.fused_adamw == "auto" and info.device.type == "cuda")
+    fused = args.fused_adamw == "on"
     total_batch = info.world * args.batch_size * args.accumulate
     lr = optim.scaled_lr(args.lr, total_batch, args.scale_lr)
     optimizer = optim.build_optimizer(groups, lr, args.weight_decay, args.amsgrad, fused)

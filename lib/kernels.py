@@ -27,6 +27,8 @@ MakeConv = Callable[[torch.dtype], tuple[Tensor, Tensor]]
 LARGE = 2**23
 # Rows from which a weight is worth being put in oneDNN's order for a single matmul.
 MANY = 2048
+# Rows of a map for which the gradient of a convolution's weight is computed at a time.
+STRIP = 30
 
 
 _plain = False
@@ -78,10 +80,11 @@ def derived(name: object, sources: tuple[Tensor, ...], make: Callable[[], T]) ->
     """What ``make`` makes of weights, made again only when one of them has changed.
 
     A weight has changed when it was written to, in place or by ``load_state_dict``, or has other
-    memory, as after ``.to(device)``; an optimizer's step counts as a change of all. Only writes
-    through ``.data`` or numpy go unseen, until :func:`forget`, which a model's ``train()`` and
-    ``eval()`` call. Nothing is kept on the modules: copies, pickles and state dicts know of
-    nothing, and it goes when the weight goes.
+    memory, as after ``.to(device)``; an optimizer's step counts as a change of all. Writes through
+    ``.data`` or numpy are seen if they change one of some elements spread over the weight, as
+    averaging weights does; a write to a few elements alone goes unseen until :func:`forget`, which
+    a model's ``train()`` and ``eval()`` call. Nothing is kept on the modules: copies, pickles and
+    state dicts know of nothing, and it goes when the weight goes.
 
     Args:
         name: what is made, the same for the same ``sources`` and ``make``.
@@ -116,11 +119,13 @@ class _Stamp(NamedTuple):
     storage: StorageWeakRef  # keeps the storage's address from being used again, not its memory
     version: int
     view: tuple[object, ...]
+    sample: Tensor  # some elements
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Stamp:
         """The stamp of a tensor as it is now."""
-        return cls(StorageWeakRef(tensor.untyped_storage()), tensor._version, _view(tensor))
+        storage = StorageWeakRef(tensor.untyped_storage())
+        return cls(storage, tensor._version, _view(tensor), _sample(tensor).clone())
 
     def fits(self, tensor: Tensor) -> bool:
         """Whether the tensor is the one that was stamped, as it was."""
@@ -128,11 +133,16 @@ class _Stamp(NamedTuple):
             tensor._version == self.version
             and tensor.untyped_storage()._cdata == self.storage.cdata
             and _view(tensor) == self.view
+            and torch.equal(_sample(tensor), self.sample)
         )
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 16)]
 
 
 # ---- matmuls ----
@@ -225,6 +235,54 @@ def conv_relu(x: Tensor, name: object, sources: tuple[Tensor, ...], make: MakeCo
     return torch.ops.mkldnn._convolution_pointwise(
         x.to(dtype), weight, bias, once, once, once, 1, "relu", [], ""
     )
+
+
+def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
+    """A 3x3 convolution with padding 1: (B, in, H, W) by (out, in, 3, 3) -> (B, out, H, W)."""
+    large = x.shape[-2] >= 2 * STRIP
+    if large and eager_cpu(x) and wants_grad(weight) and matmul_dtype(x) == torch.float32:
+        return _Conv3x3.apply(x, weight)
+    return F.conv2d(x, weight, padding=1)
+
+
+class _Conv3x3(torch.autograd.Function):
+    """:func:`conv3x3`, with the gradient of the weight a strip of rows at a time.
+
+    oneDNN's float32 gradient of a weight is a third slower on maps that the caches do not hold.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight = ctx.needs_input_grad
+        found_x = _conv_gradients(grad, x, weight, [1, 1], for_weight=False) if for_x else None
+        if not for_weight:
+            return found_x, None
+        total = torch.zeros_like(weight)
+        for image, its_grad in zip(F.pad(x, (0, 0, 1, 1)).split(1), grad.split(1), strict=True):
+            for top, part in zip(
+                range(0, x.shape[-2], STRIP), its_grad.split(STRIP, dim=-2), strict=True
+            ):
+                rows = image[:, :, top : top + part.shape[-2] + 2]
+                total += _conv_gradients(part, rows, weight, [0, 1], for_weight=True)
+        return found_x, total
+
+
+def _conv_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, padding: list[int], *, for_weight: bool
+) -> Tensor:
+    """The gradient of a convolution's weight, or of its input."""
+    once, mask = [1, 1], [not for_weight, for_weight, False]
+    found = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, once, padding, once, False, [0, 0], 1, mask
+    )
+    return found[1 if for_weight else 0]
 
 
 class _OneDnnLinear(torch.autograd.Function):

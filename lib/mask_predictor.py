@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.kernels import conv_relu, eager, wants_grad
+from lib.kernels import conv3x3, conv_relu, eager, wants_grad
 
 
 def upsample(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
@@ -43,7 +43,7 @@ class MaskPredictor(nn.Module):
     def _conv(self, suffix: str, x: Tensor) -> Tensor:
         conv, norm = getattr(self, f"conv{suffix}"), getattr(self, f"bn{suffix}")
         if norm.training or not eager() or wants_grad(x, conv.weight, norm.weight):
-            return F.relu(norm(conv(x)))
+            return F.relu(norm(conv3x3(x, conv.weight)))
         sources = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         return conv_relu(x, "folded", sources, lambda dtype: folded(conv, norm, dtype))
 

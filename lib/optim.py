@@ -88,7 +88,7 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     amsgrad: bool = False,
-    fused: bool = False,
+    fused: bool = True,
 ) -> torch.optim.AdamW:
     """AdamW over the groups (LAVT, Sec. 4.2).
 

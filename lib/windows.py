@@ -50,9 +50,7 @@ def window_layout(B: int, H: int, W: int, window_size: int, shift: int) -> Layou
         return Layout(token, padding, place, bool(padding.any()))
 
 
-def attend(
-    qkv: Tensor, edge: Tensor, bias: Tensor, mask: Tensor | None, layout: Layout
-) -> Tensor:
+def attend(qkv: Tensor, edge: Tensor, bias: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
     """Softmax(q k^T / sqrt(d) + bias + mask) v within windows (Swin paper, Eq. 4), on the CPU.
 
     In pieces that stay in the caches. Tokens are gathered into windows piece by piece, so a map is

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib import kernels, windows
-from lib.kernels import Linear, derived, linear
+from lib.kernels import Linear, conv3x3, derived, linear
 from lib.mask_predictor import MaskPredictor
 from lib.swin import SwinBlock, WindowAttention
 from tests.conftest import Build
@@ -42,6 +42,10 @@ def by_inference(module: nn.Linear) -> None:
         module.weight.mul_(2)
 
 
+def behind_autograds_back(module: nn.Linear) -> None:
+    module.weight.data.mul_(0.99).add_(0.01)
+
+
 def by_new_data(module: nn.Linear) -> None:
     module.weight.data = module.weight.data * 2
 
@@ -64,12 +68,14 @@ def by_rounding(module: nn.Linear) -> None:
 
 
 CHANGES = [by_hand, by_optimizer, by_fused_optimizer, by_inference, by_new_data]
+CHANGES += [behind_autograds_back]
 CHANGES += [by_new_parameter, by_loading, by_assigning, by_rounding]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_derived_follows_the_weight(change: Change) -> None:
     module = nn.Linear(3, 2)
+    before = module.weight.detach().clone()
     made: list[int] = []
 
     def double() -> Tensor:
@@ -80,6 +86,7 @@ def test_what_is_derived_follows_the_weight(change: Change) -> None:
         assert torch.equal(derived("x", (module.weight,), double), module.weight * 2)
         assert len(made) == expected
     change(module)
+    assert not torch.equal(before, module.weight)
     assert torch.equal(derived("x", (module.weight,), double), module.weight * 2)
     assert torch.equal(derived("x", (module.weight,), double), module.weight * 2)
     assert len(made) == 2
@@ -127,16 +134,24 @@ def test_it_goes_with_the_weight() -> None:
     assert len(kernels._derived) == before
 
 
+@pytest.mark.parametrize("outputs", [200, 500])
+@pytest.mark.parametrize("many", [0, 10**9])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(600, 384), (2, 30, 20, 384), (1, 1, 384), (0, 384)])
 def test_linear(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], bias: bool, gelu: bool
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...],
+    bias: bool,
+    gelu: bool,
+    many: int,
+    outputs: int,
 ) -> None:
     """Values and gradients, in float32 however small."""
     monkeypatch.setattr(kernels, "LARGE", 0)
+    monkeypatch.setattr(kernels, "MANY", many)
     torch.manual_seed(0)
-    module = nn.Linear(384, 200, bias=bias)
+    module = nn.Linear(384, outputs, bias=bias)
     x = torch.randn(shape, requires_grad=True)
 
     def plain(x: Tensor) -> Tensor:
@@ -185,6 +200,28 @@ def test_linear_of_another_type_is_the_plain_one() -> None:
     assert torch.equal(module(x), F.linear(x, module.weight, module.bias))
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("frozen", ["x", "weight", "neither"])
+def test_convolution(
+    monkeypatch: pytest.MonkeyPatch, order: torch.memory_format, frozen: str
+) -> None:
+    """Values and gradients, in strips of which the last is a shorter one."""
+    monkeypatch.setattr(kernels, "STRIP", 4)
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 11, 9).to(memory_format=order).requires_grad_(frozen != "x")
+    weight = torch.randn(24, 16, 3, 3).to(memory_format=order).requires_grad_(frozen != "weight")
+    own, expected = conv3x3(x, weight), F.conv2d(x, weight, padding=1)
+    assert torch.equal(own, expected)
+    wanted = [t for t in (x, weight) if t.requires_grad]
+    seed = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(own, wanted, seed),
+        torch.autograd.grad(expected, wanted, seed),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def blocks(window: int, shift: int, heads: int = 2) -> SwinBlock:
     torch.manual_seed(0)
     block = SwinBlock(16, heads, window, shift).double()
@@ -210,6 +247,8 @@ def test_window_attention_is_the_plain_one(
         return y, torch.autograd.grad((y * y.detach().cos()).sum(), wanted)
 
     own, gradients = run()
+    with torch.no_grad():
+        assert torch.equal(block.attend(x), own)
     with kernels.plain():
         expected, plain = run()
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-12)

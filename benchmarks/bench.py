@@ -26,6 +26,7 @@ from lib.errors import InputError
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+BASE = ("--swin_type", "base", "--window", "12", "--sentences", "24")
 MARKS = ("<!-- table: make bench -->\n", "<!-- end of make bench -->\n")
 
 
@@ -64,7 +65,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     common = ["--refer_data_root", args.data]
     parts = {
         "speed": (speed.main, ["--train", "--profile", *quick]),
-        "evaluation": (evaluation.main, [*common, "--ck_bert", bert]),
+        "evaluation": (evaluation.main, [*common, "--ck_bert", bert, *BASE]),
         "data": (data.main, [*common, "--bert_tokenizer", bert]),
     }
     record = {}

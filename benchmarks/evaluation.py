@@ -4,15 +4,18 @@
 
 Times, turn by turn, so that a busy neighbour slows all: the forward passes alone, on batches that
 lie ready; the whole evaluation of ``test.py`` (a worker reads, decodes and resizes; pixels are
-counted); the same with a picture for every sentence; and one sentence at a time. Their metrics must
-be the same. Prints a table and writes a JSON file.
+counted); the same with a picture for every sentence; one sentence at a time; and in float32 the
+network's plain form in PyTorch, one sentence at a time. In float32 their metrics must be the same
+to the last digit. Prints a table and writes a JSON file.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +23,18 @@ import torch
 
 import utils
 from args import Parser
-from benchmarks.speed import machine
+from benchmarks.speed import DTYPES, machine, markdown
 from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import ShardedBatches, build_loader
-from lib import engine
+from lib import engine, kernels
+from lib.errors import InputError
 from lib.metrics import summarise
 from lib.segmentation import build_model
 from refer.refer import REFER
+
+ALONE = "forward passes alone"
+PLAIN = "the plain form, one sentence at a time"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--sentences", type=int, default=48)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--workers", type=int, default=1)
-    p.add_argument("--amp", default="off", choices=engine.AMP)
+    p.add_argument("--amp", default="off,bf16", help=f"comma-separated, of {', '.join(DTYPES)}")
     p.add_argument("--device", default="cuda:0", help="the CPU where there is no CUDA")
     p.add_argument("--output", help="JSON file")
     return p.parse_args(argv)
@@ -57,15 +64,24 @@ def whole(
     indices: list[int],
     args: argparse.Namespace,
     device: torch.device,
+    amp: str,
     batch_size: int,
     sharing: bool,
+    warm: Callable[[], object],
 ) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
-    """Seconds and counts of an evaluation; its loader has been started before."""
+    """Seconds and counts of an evaluation, as it goes once it is under way.
+
+    Its workers have been started, and ``warm`` was called since: forking makes the next writes to
+    memory slow, once.
+    """
     order = data.by_picture(indices) if sharing else indices
     batches = ShardedBatches(order, batch_size)
     loader = build_loader(data, batches, args.workers, sharing=sharing)
+    for _ in loader:
+        pass
+    warm()
     began = time.perf_counter()
-    counts = engine.evaluate(model, loader, len(data), device, args.amp)
+    counts = engine.evaluate(model, loader, len(data), device, amp)
     found = counts.of(indices)
     return time.perf_counter() - began, found
 
@@ -89,25 +105,31 @@ def alone(
 def table(result: dict[str, Any]) -> str:
     """The rows as Markdown."""
     used = result["args"]
-    lines = [
-        f"Evaluation, lavt {used['swin_type']}, {used['img_size']} px, amp {used['amp']}: "
-        f"{result['sentences']} sentences about {result['pictures']} pictures; metrics "
-        f"{'the same' if result['same_metrics'] else 'DIFFERENT'}.",
-        "",
-        "| | seconds | sentences a second | of the forward rate |",
-        "|---|---|---|---|",
-    ]
-    for way, row in result["rows"].items():
-        lines.append(
-            f"| {way} | {row['seconds']:.2f} | {row['sentences_per_second']:.2f} "
-            f"| {row['of_forward']:.0%} |"
+    text = (
+        f"Evaluation, lavt {used['swin_type']}, {used['img_size']} px: {result['sentences']} "
+        f"sentences about {result['pictures']} pictures; metrics of float32 "
+        f"{'the same' if result['same_metrics'] else 'DIFFERENT'}."
+    )
+    head = ("amp", "", "seconds", "sentences a second", "of the forward rate")
+    rows = [
+        (
+            row["amp"],
+            row["way"],
+            f"{row['seconds']:.2f}",
+            f"{row['sentences_per_second']:.2f}",
+            f"{row['of_forward']:.0%}",
         )
-    return "\n".join(lines)
+        for row in result["rows"]
+    ]
+    return f"{text}\n\n{markdown(head, rows)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     args = parse(argv)
+    amps = args.amp.split(",")
+    if not set(amps) <= set(DTYPES):
+        raise InputError(f"--amp {args.amp}: choose of {', '.join(DTYPES)}")
     device = utils.init_distributed(args.device).device
     utils.setup_logging(None, 0)
     tokenizer = load_tokenizer(args.ck_bert)
@@ -126,29 +148,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         "evaluation, a picture for every sentence": (args.batch_size, False),
         "evaluation, one sentence at a time": (1, False),
     }
-    times: dict[str, list[float]] = {"forward passes alone": [], **{way: [] for way in ways}}
-    found: dict[str, Any] = {}
-    alone(model, ready[:1], device, args.amp)
-    for _ in range(args.rounds):
-        times["forward passes alone"].append(alone(model, ready, device, args.amp))
+    times: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], Any] = {}
+    for _, amp in itertools.product(range(args.rounds), amps):
+        warm = partial(alone, model, ready[:1], device, amp)
+        warm()
+        seconds = alone(model, ready, device, amp)
+        times.setdefault((amp, ALONE), []).append(seconds)
         for way, (size, sharing) in ways.items():
-            seconds, found[way] = whole(model, data, indices, args, device, size, sharing)
-            times[way].append(seconds)
-    best = {way: min(seconds) for way, seconds in times.items()}
-    base = best["forward passes alone"]
-    rows = {
-        way: {"seconds": s, "sentences_per_second": len(indices) / s, "of_forward": base / s}
-        for way, s in best.items()
-    }
-    metrics = {way: summarise(*counts).as_dict() for way, counts in found.items()}
-    printed = {f"{m['mIoU']:.2f} {m['oIoU']:.2f}" for m in metrics.values()}
-    pictures = sum(len(batch["image"]) for batch in ready)
+            seconds, counts = whole(model, data, indices, args, device, amp, size, sharing, warm)
+            times.setdefault((amp, way), []).append(seconds)
+            found[amp, way] = counts
+        if amp == "off":
+            with kernels.plain():
+                seconds, counts = whole(model, data, indices, args, device, amp, 1, False, warm)
+            times.setdefault((amp, PLAIN), []).append(seconds)
+    rows = [
+        {
+            "amp": amp,
+            "way": way,
+            "seconds": min(taken),
+            "sentences_per_second": len(indices) / min(taken),
+            "of_forward": min(times[amp, ALONE]) / min(taken),
+        }
+        for (amp, way), taken in times.items()
+    ]
+    metrics = {pair: summarise(*counts).as_dict() for pair, counts in found.items()}
+    exact = [m for (amp, _), m in metrics.items() if amp == "off"]
     result = {
-        "rows": rows,
-        "metrics": metrics,
-        "same_metrics": len(printed) == 1,
+        "rows": sorted(rows, key=lambda row: amps.index(row["amp"])),
+        "metrics": [{"amp": amp, "way": way, **m} for (amp, way), m in metrics.items()],
+        "same_metrics": all(m == exact[0] for m in exact),
         "sentences": len(indices),
-        "pictures": pictures,
+        "pictures": len({data.records[i].image_id for i in indices}),
         "args": vars(args),
         "machine": machine(),
         "environment": utils.environment(),

@@ -41,6 +41,11 @@ def test_evaluation_ways_agree(
     result = json.loads(out.read_text())
     assert result["same_metrics"]
     assert result["pictures"] < result["sentences"] == 8
-    assert all(row["seconds"] > 0 for row in result["rows"].values())
-    assert len({json.dumps(m) for m in result["metrics"].values()}) == 1
+    assert all(row["seconds"] > 0 for row in result["rows"])
+    assert [row["amp"] for row in result["rows"]] == ["off"] * 5 + ["bf16"] * 4
+    exact = [{**m, "way": ""} for m in result["metrics"] if m["amp"] == "off"]
+    assert len(exact) == 3
+    assert all(m == exact[0] for m in exact)
     assert "one sentence at a time" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--amp 8bit"):
+        evaluation.main([*options, "--amp", "8bit"])

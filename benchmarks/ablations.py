@@ -14,22 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import utils
 from args import Parser
+from benchmarks.pages import markdown, put_between
+from benchmarks.preset import REPO, SPLITS, train_and_test
 from lib.errors import InputError
 
-REPO = Path(__file__).parent.parent
 RESULTS = REPO / "benchmarks/results/ablations_cpu.json"
 PAGE = REPO / "docs/ablations.md"
 MARKS = ("<!-- table: python -m benchmarks.ablations -->", "<!-- end -->")
-SPLITS = ("val", "testA", "testB")
 
 # The name of a row is its options; the text says what they change.
 PUBLISHED = "(published)"
@@ -76,51 +73,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def preset(name: str, data: Path) -> list[str]:
-    """Options that the Makefile gives the quickstart, ``QS_MODEL`` or ``QS_TRAIN``."""
-    text = (REPO / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    found = re.search(rf"^{name} :=(.*)$", text, re.MULTILINE)
-    if found is None:
-        raise ValueError(f"the Makefile defines no {name}")
-    return found[1].replace("$(QS)/data", str(data)).split()
-
-
 def run_row(row: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate one row.
 
     Raises:
         InputError: a script failed.
     """
-    data = Path(args.data).resolve()
     own = [] if row == PUBLISHED else row.split()
     folder = Path(args.work).resolve() / re.sub(r"\W+", "_", row).strip("_")
-    folder.mkdir(parents=True, exist_ok=True)
-    model = [*preset("QS_MODEL", data), *own]
-    train = [*preset("QS_TRAIN", data), "--epochs", str(args.epochs), "--model_id", "row"]
-    _script(folder, "train.py", *model, *train)
-    best = folder / "checkpoints/model_best_row.pth"
-    evaluation = ["--split", ",".join(SPLITS), "--batch-size", "32", "--workers", "1"]
-    results = folder / "results.json"
-    _script(
-        folder, "test.py", *model, *evaluation, "--resume", str(best), "--results", str(results)
-    )
+    found = train_and_test(folder, Path(args.data).resolve(), own, args.epochs)
     (folder / "checkpoints/model_last_row.pth").unlink()
-    lines = (folder / "models/row/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [r for r in map(json.loads, lines) if r["kind"] == "step"]
-    splits = json.loads(results.read_text(encoding="utf-8"))["splits"]
-    return {
-        "splits": {split: splits[split]["all"] for split in SPLITS},
-        "steps": steps[-1]["step"],
-        "loss": steps[-1]["loss"],
-        "seconds_per_step": statistics.median(s["seconds_per_step"] for s in steps),
-        "environment": utils.environment(),
-    }
-
-
-def _script(cwd: Path, script: str, *options: str) -> None:
-    command = [sys.executable, str(REPO / script), *options]
-    if subprocess.run(command, cwd=cwd).returncode:
-        raise InputError(f"{script} failed in {cwd}: see above")
+    return {**found, "environment": utils.environment()}
 
 
 def load(path: Path, epochs: int) -> dict[str, Any]:
@@ -148,7 +111,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         *(f"{s} {m}" for s in SPLITS for m in ("oIoU", "mIoU")),
         "val mIoU, difference",
     ]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for name, what in ROWS.items():
         if name not in rows:
             continue
@@ -157,19 +120,10 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         apart = of["val"]["mIoU"] - base["splits"]["val"]["mIoU"] if base else None
         shown = "" if apart is None or name == PUBLISHED else f"{apart:+.2f}"
         shown_name = name if name == PUBLISHED else f"`{name}`"
-        lines.append("| " + " | ".join([shown_name, what, *scores, shown]) + " |")
+        lines.append([shown_name, what, *scores, shown])
+    text = markdown(head, lines)
     missing = [f"`{name}`" for name in ROWS if name not in rows]
-    if missing:
-        lines += ["", f"Not measured yet: {', '.join(missing)}."]
-    return "\n".join(lines)
-
-
-def write_table(rows: Mapping[str, Mapping[str, Any]], page: Path) -> None:
-    """Put the table between the page's marks."""
-    before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    text = f"{before}{MARKS[0]}\n{table(rows)}\n{MARKS[1]}{after}"
-    page.write_text(text, encoding="utf-8")
+    return f"{text}\n\nNot measured yet: {', '.join(missing)}." if missing else text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -182,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         record["rows"][row] = run_row(row, args)
         utils.write_json(record, args.results)
     print(table(record["rows"]))
-    write_table(record["rows"], args.page)
+    put_between(args.page, MARKS, table(record["rows"]))
 
 
 if __name__ == "__main__":

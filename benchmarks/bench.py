@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +21,12 @@ import torch
 import utils
 from args import Parser
 from benchmarks import data, evaluation, speed
-from lib.errors import InputError
+from benchmarks.pages import put_between
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BASE = ("--swin_type", "base", "--window", "12", "--sentences", "24")
-MARKS = ("<!-- table: make bench -->\n", "<!-- end of make bench -->\n")
+MARKS = ("<!-- table: make bench -->", "<!-- end of make bench -->")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,19 +42,7 @@ def tables(record: dict[str, Any]) -> str:
     """The README's tables: speed and evaluation; the rest is in docs/."""
     rows = record["speed"]["rows"]
     host = speed.summary({**record["speed"], "rows": [{**r, "profile": None} for r in rows]})
-    return f"{host}\n\n{evaluation.table(record['evaluation'])}\n"
-
-
-def put_into(text: str, new: str) -> str:
-    """Replace what stands between the marks.
-
-    Raises:
-        InputError: there are no marks.
-    """
-    pattern = re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1])
-    if not re.search(pattern, text, re.DOTALL):
-        raise InputError(f"{README} has lost the marks {MARKS[0].strip()} … {MARKS[1].strip()}")
-    return re.sub(pattern, lambda _: f"{MARKS[0]}\n{new}\n{MARKS[1]}", text, flags=re.DOTALL)
+    return f"\n{host}\n\n{evaluation.table(record['evaluation'])}\n"
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -89,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = HERE / "results" / f"{speed.slug(name)}.json"
         utils.write_json(record, path)
         print(f"written: {path}")
-    text = README.read_text(encoding="utf-8")
-    README.write_text(put_into(text, tables(record)), encoding="utf-8")
+    put_between(README, MARKS, tables(record))
 
 
 if __name__ == "__main__":

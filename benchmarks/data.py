@@ -38,6 +38,7 @@ from torchvision.transforms import functional as tv
 import utils
 from args import Parser
 from benchmarks import refcoco_size
+from benchmarks.pages import markdown
 from benchmarks.speed import machine, slug
 from bert.tokenizer import load_tokenizer
 from data.cache import ArrayCache
@@ -351,44 +352,33 @@ def tables(record: dict[str, Any]) -> str:
     """A result file as Markdown."""
     start, samples, memory = record["start"], record["samples"], record["memory"]
     megabytes = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in start["files"].items())
-    lines = [
-        f"{record['machine']['cpu']}, {record['machine']['cpus']} CPUs",
-        "",
-        f"| start ({megabytes}) | seconds | of the processor | of it loading |",
-        "|---|---|---|---|",
-    ]
+    head = [f"start ({megabytes})", "seconds", "of the processor", "of it loading"]
+    rows = []
     for name, title in (("cold", "nothing kept"), ("warm", "kept from an earlier run")):
         run = start[name]
-        seconds = f"{run['wall']:.2f} | {run['cpu']:.2f} | {run['cpu_load']:.2f}"
-        lines.append(f"| {title} | {seconds} |")
+        rows.append([title, *(f"{run[k]:.2f}" for k in ("wall", "cpu", "cpu_load"))])
+    parts = [f"{record['machine']['cpu']}, {record['machine']['cpus']} CPUs", markdown(head, rows)]
+
     workers = memory["arrays"]["workers"]
-    lines += [
-        "",
-        f"| proportional memory, MB, main process + {workers} workers "
-        "| main alone | before a pass | after it | of it a worker |",
-        "|---|---|---|---|---|",
-    ]
+    head = [f"proportional memory, MB, main process + {workers} workers", "main alone"]
+    head += ["before a pass", "after it", "of it a worker"]
+    rows = []
     for name, title in (("arrays", "arrays"), ("dicts", "a dict a record")):
-        run = memory[name]
-        sizes = [run[k] for k in ("main_mb", "before_mb", "after_mb", "worker_after_mb")]
-        lines.append(f"| {title} | " + " | ".join(f"{size:.0f}" for size in sizes) + " |")
-    lines += [
-        "",
-        "| milliseconds a sample, one core | ours | release | ratio |",
-        "|---|---|---|---|",
-    ]
+        sizes = [memory[name][k] for k in ("main_mb", "before_mb", "after_mb", "worker_after_mb")]
+        rows.append([title, *(f"{size:.0f}" for size in sizes)])
+    parts.append(markdown(head, rows))
+
+    rows = []
     for name, pair in samples["steps"].items():
         shown = ["" if seconds is None else f"{1e3 * seconds:.2f}" for seconds in pair]
-        ratio = f"{pair[1] / pair[0]:.1f}" if None not in pair else ""
-        lines.append(f"| {name} | {shown[0]} | {shown[1]} | {ratio} |")
+        rows.append([name, *shown, f"{pair[1] / pair[0]:.1f}" if None not in pair else ""])
     for name in ("training", "evaluation"):
         row = samples[name]
         shown = [f"{1e3 * row[way]:.2f}" for way in ("ours", "release")]
-        lines.append(
-            f"| **whole sample in a worker, {name}'s order** | {shown[0]} | {shown[1]} "
-            f"| **{row['ratio']:.2f}** |"
-        )
-    return "\n".join(lines)
+        title = f"**whole sample in a worker, {name}'s order**"
+        rows.append([title, *shown, f"**{row['ratio']:.2f}**"])
+    parts.append(markdown(["milliseconds a sample, one core", "ours", "release", "ratio"], rows))
+    return "\n\n".join(parts)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -23,7 +23,8 @@ import torch
 
 import utils
 from args import Parser
-from benchmarks.speed import DTYPES, machine, markdown
+from benchmarks.pages import markdown
+from benchmarks.speed import DTYPES, machine
 from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import ShardedBatches, build_loader

@@ -41,6 +41,7 @@ from transformers import BertConfig
 
 import utils
 from args import Parser
+from benchmarks.pages import markdown
 from lib import engine, kernels, optim
 from lib.config import SWIN_SIZES
 from lib.errors import InputError
@@ -368,12 +369,6 @@ def profiled(
 
 
 # ---- tables ----
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a Markdown table."""
-    lines: list[Sequence[str]] = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def summary(record: dict[str, Any]) -> str:

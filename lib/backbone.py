@@ -141,20 +141,14 @@ class MultiModalSwin(nn.Module):
         Returns:
             Four maps (B, C_i, H_i, W_i) of stride 4, 8, 16, 32.
         """
-        x: Tensor | None = self.embed(image)
+        position = getattr(self, "absolute_pos_embed", None)
+        x: Tensor | None = embed(image, self.patch_embed, position)
         maps = []
         for i, stage in enumerate(self.layers):
             fused, x = stage(x, lang, lang_mask, of_picture if i == 0 else None)
             norm = getattr(self, f"norm{i}")
             maps.append(norm(fused).permute(0, 3, 1, 2))
         return maps
-
-    def embed(self, image: Tensor) -> Tensor:
-        """Patch embedding and, where there is one, absolute position: (B, H/4, W/4, C)."""
-        x = self.patch_embed(image)
-        if hasattr(self, "absolute_pos_embed"):
-            x = add_position(x, self.absolute_pos_embed)
-        return x
 
 
 def position_embedding(dim: int, grid: int) -> Tensor:
@@ -178,8 +172,20 @@ def position_embedding(dim: int, grid: int) -> Tensor:
     return F.pad(torch.cat([x, y]), (0, 0, 0, 0, 0, dim - 4 * pairs))[None]
 
 
-def add_position(x: Tensor, position: Tensor) -> Tensor:
-    """Add a position embedding (1, C, h, w), resized to the picture, to x (B, H, W, C)."""
+def embed(image: Tensor, patches: nn.Module, position: Tensor | None) -> Tensor:
+    """A picture's patches and, where there is one, their absolute position.
+
+    Args:
+        image: (B, 3, H, W).
+        patches: the :class:`lib.swin.PatchEmbed`.
+        position: (1, C, h, w), resized to the picture; or None.
+
+    Returns:
+        (B, H/4, W/4, C).
+    """
+    x: Tensor = patches(image)
+    if position is None:
+        return x
     position = F.interpolate(position, size=x.shape[1:3], mode="bicubic")
     return x + position.permute(0, 2, 3, 1)
 

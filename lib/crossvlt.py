@@ -21,7 +21,7 @@ from transformers.models.bert.modeling_bert import (
 )
 
 from bert import build_text_encoder
-from lib.backbone import add_position, init_linear, position_embedding
+from lib.backbone import embed, init_linear, position_embedding
 from lib.config import SwinSize
 from lib.errors import InputError
 from lib.fusion import LanguageGate, TokenConv1d, TokenInstanceNorm, split_heads, word_bias
@@ -208,10 +208,7 @@ class VisionStage(nn.Module):
 
     def embed(self, image: Tensor) -> Tensor:
         """Patches with their absolute position, if any; of the first stage only."""
-        x = self.patch_embed(image)
-        if hasattr(self, "absolute_pos_embed"):
-            x = add_position(x, self.absolute_pos_embed)
-        return x
+        return embed(image, self.patch_embed, getattr(self, "absolute_pos_embed", None))
 
     def forward(
         self, x: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None

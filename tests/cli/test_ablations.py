@@ -13,7 +13,7 @@ import torch
 import test as test_script
 import train as train_script
 from args import parse_test, parse_train, variant
-from benchmarks import ablations
+from benchmarks import ablations, preset
 from lib.errors import InputError
 from lib.variants import CHOICES
 from tests.scripts import Shapes, one_line_error
@@ -66,13 +66,11 @@ def test_every_row_of_the_benchmark_is_an_ablation() -> None:
 
 
 def test_the_benchmark_takes_the_quickstarts_options(tmp_path: Path) -> None:
-    args = parse_train(
-        [*ablations.preset("QS_MODEL", tmp_path), *ablations.preset("QS_TRAIN", tmp_path)]
-    )
+    args = parse_train([*preset.preset("QS_MODEL", tmp_path), *preset.preset("QS_TRAIN", tmp_path)])
     assert (args.model, args.swin_type, args.loss, args.lr) == ("lavt_one", "micro", "dice", 1e-3)
     assert args.refer_data_root == str(tmp_path)
     with pytest.raises(ValueError, match="no QS_NONE"):
-        ablations.preset("QS_NONE", tmp_path)
+        preset.preset("QS_NONE", tmp_path)
 
 
 def row_of(mIoU: float) -> dict[str, Any]:

@@ -8,25 +8,26 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench, evaluation
+from benchmarks.pages import put_between
 from lib.errors import InputError
 from tests.scripts import Shapes
 
-TEXT = f"before\n{bench.MARKS[0]}old\n{bench.MARKS[1]}after\n"
 
-
-def test_tables_go_between_the_marks() -> None:
-    once = bench.put_into(TEXT, "| new \\1 |\n")
-    assert once.startswith("before\n")
-    assert once.endswith("after\n")
-    assert "| new \\1 |" in once
-    assert "old" not in once
-    assert bench.put_into(once, "| new \\1 |\n") == once
+def test_tables_go_between_the_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<a>\nold\n<b>\nafter\n")
+    for _ in range(2):
+        put_between(page, ("<a>", "<b>"), "| new \\1 |")
+        assert page.read_text() == "before\n<a>\n| new \\1 |\n<b>\nafter\n"
     with pytest.raises(InputError, match="marks"):
-        bench.put_into("a README without", "| new |")
+        put_between(page, ("<a>", "<c>"), "| new |")
 
 
-def test_the_readme_has_the_marks() -> None:
-    assert "| x |" in bench.put_into(bench.README.read_text(), "| x |")
+def test_the_readme_has_the_marks(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(bench.README.read_text())
+    put_between(copy, bench.MARKS, "| x |")
+    assert "| x |" in copy.read_text()
 
 
 def test_evaluation_ways_agree(

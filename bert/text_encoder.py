@@ -7,11 +7,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from torch import Tensor
 from transformers import BertConfig, BertModel
+from transformers.utils import ModelOutput
 
 from bert import hub
 from lib.errors import InputError
+from lib.kernels import matmul_dtype
 from lib.vetting import vet
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -76,9 +80,31 @@ def _checked(content: Any, name: str) -> dict[str, Any]:
     return found
 
 
-def build_text_encoder(source: BertConfig | str | PathLike[str]) -> BertModel:
-    """BERT with fresh weights, (B, N_l) -> ``last_hidden_state`` (B, N_l, C_l); no pooler."""
-    return BertModel(load_config(source), add_pooling_layer=False)
+class TextEncoder(BertModel):
+    """BERT without a pooler, which computes the same whatever the mask holds.
+
+    transformers looks into the mask first, to do without one that hides nothing, and a GPU's queue
+    would run empty at every step.
+    """
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> ModelOutput:
+        """Encode sentences.
+
+        Args:
+            input_ids: (B, N_l) int64.
+            attention_mask: (B, N_l), 1 = real token.
+
+        Returns:
+            An output with ``last_hidden_state`` (B, N_l, C_l).
+        """
+        words = self.embeddings(input_ids=input_ids)
+        hidden = (1 - attention_mask.to(words.dtype)) * torch.finfo(matmul_dtype(words)).min
+        return self.encoder(words, attention_mask=hidden[:, None, None])
+
+
+def build_text_encoder(source: BertConfig | str | PathLike[str]) -> TextEncoder:
+    """BERT with fresh weights, and without a pooler."""
+    return TextEncoder(load_config(source), add_pooling_layer=False)
 
 
 def load_bert(source: str | PathLike[str]) -> BertModel:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertConfig
 
+from lib.config import SWIN_SIZES, SwinSize
 from lib.engine import AMP, Step, StepOptions, autocast, resolve_amp, train_steps
-from lib.optim import build_optimizer, poly_schedule
+from lib.losses import LOSSES
+from lib.model import Objective
+from lib.optim import build_optimizer, freeze_unused, parameter_groups, poly_schedule
+from lib.segmentation import MODELS, build_model
 
 CPU = torch.device("cpu")
 PLAIN = StepOptions()
@@ -184,6 +191,59 @@ def test_fused_adamw_makes_the_same_steps() -> None:
         # Before batch norm a bias' gradient is rounding alone, of which AdamW makes whole steps.
         if name != "conv.bias":
             assert torch.allclose(p, found[1].get_parameter(name), rtol=1e-4, atol=1e-5), name
+
+
+# Operators whose result, or its size, the host must know: there a GPU's queue runs empty.
+WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "bincount"}
+WAITS |= {"unique_consecutive", "_unique2", "allclose", "item"}
+
+
+class Waits(TorchDispatchMode):
+    """Collects where the host waits for a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name.removeprefix("aten::") in WAITS:
+            ours = [f for f in traceback.extract_stack() if "site-packages" not in f.filename]
+            self.found.append(ours[-2].name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_step_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, text_config: BertConfig, name: str, accumulate: int
+) -> None:
+    """But for whether to update, which on a GPU the optimizer's kernel reads itself."""
+    monkeypatch.setitem(SWIN_SIZES, "nano", SwinSize(32, (2, 2, 2, 2), (1, 2, 4, 8)))
+    text_config.hidden_size, text_config.num_attention_heads = 64, 1
+    model = build_model(name, swin_type="nano", window_size=7, text_config=text_config)
+    groups = parameter_groups(model, 1e-2, 10)
+    freeze_unused(model, groups)
+    optimizer = build_optimizer(groups, 1e-3, 1e-2)
+    words = (2, MODELS[name].max_tokens)
+    batch = {
+        "image": torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8),
+        "input_ids": torch.randint(1, 20, words),
+        "attention_mask": torch.ones(words, dtype=torch.long),
+        "target": torch.randint(2, (2, 64, 64)),
+        "index": torch.arange(2),
+    }
+    steps = train_steps(
+        Objective(model, LOSSES["ce"]),
+        [batch] * 2 * accumulate,
+        optimizer,
+        poly_schedule(optimizer, 10),
+        CPU,
+        StepOptions(accumulate=accumulate, clip_grad=1.0),
+    )
+    next(steps)  # what the first one makes is kept
+    with Waits() as waits:
+        next(steps)
+    assert waits.found == ["_update"]
 
 
 def test_amp_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,11 @@ from transformers.utils import ModelOutput
 
 from bert import hub
 from lib.errors import InputError
-from lib.kernels import matmul_dtype
 from lib.vetting import vet
+
+# What is added to the attention logits of a padded word: no weight is left, and it is a number in
+# every type that a forward pass may run in.
+HIDDEN = torch.finfo(torch.float16).min
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -98,7 +101,7 @@ class TextEncoder(BertModel):
             An output with ``last_hidden_state`` (B, N_l, C_l).
         """
         words = self.embeddings(input_ids=input_ids)
-        hidden = (1 - attention_mask.to(words.dtype)) * torch.finfo(matmul_dtype(words)).min
+        hidden = (1 - attention_mask.to(words.dtype)) * HIDDEN
         return self.encoder(words, attention_mask=hidden[:, None, None])
 
 

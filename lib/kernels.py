@@ -81,9 +81,9 @@ def derived(name: object, sources: tuple[Tensor, ...], make: Callable[[], T]) ->
 
     A weight has changed when it was written to, in place or by ``load_state_dict``, or has other
     memory, as after ``.to(device)``; an optimizer's step counts as a change of all. Writes through
-    ``.data`` or numpy are seen if they change one of some elements spread over the weight, as
-    averaging weights does; a write to a few elements alone goes unseen until :func:`forget`, which
-    a model's ``train()`` and ``eval()`` call. Nothing is kept on the modules: copies, pickles and
+    ``.data`` or numpy are seen on the CPU if they change one of some elements spread over the
+    weight, as averaging weights does; others go unseen until :func:`forget`, which a model's
+    ``train()`` and ``eval()`` call. Nothing is kept on the modules: copies, pickles and
     state dicts know of nothing, and it goes when the weight goes.
 
     Args:
@@ -119,13 +119,14 @@ class _Stamp(NamedTuple):
     storage: StorageWeakRef  # keeps the storage's address from being used again, not its memory
     version: int
     view: tuple[object, ...]
-    sample: Tensor  # some elements
+    sample: Tensor | None  # some elements; on a GPU, which would have to be waited for, none
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Stamp:
         """The stamp of a tensor as it is now."""
         storage = StorageWeakRef(tensor.untyped_storage())
-        return cls(storage, tensor._version, _view(tensor), _sample(tensor).clone())
+        sample = _sample(tensor).clone() if tensor.device.type == "cpu" else None
+        return cls(storage, tensor._version, _view(tensor), sample)
 
     def fits(self, tensor: Tensor) -> bool:
         """Whether the tensor is the one that was stamped, as it was."""
@@ -133,7 +134,7 @@ class _Stamp(NamedTuple):
             tensor._version == self.version
             and tensor.untyped_storage()._cdata == self.storage.cdata
             and _view(tensor) == self.view
-            and torch.equal(_sample(tensor), self.sample)
+            and (self.sample is None or torch.equal(_sample(tensor), self.sample))
         )
 
 

@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "same_metrics": all(m == exact[0] for m in exact),
         "sentences": len(indices),
         "pictures": len({data.records[i].image_id for i in indices}),
-        "args": vars(args),
+        "args": {k: v for k, v in vars(args).items() if k != "output"},
         "machine": machine(),
         "environment": utils.environment(),
     }

@@ -209,7 +209,7 @@ def float32_rows(letter: str, ours: Outputs) -> list[Row]:
         pixels = double[0, 0].numel()
         means = double.pow(power).sum((2, 3)) / pixels
         found = difference(means, stored[f"logits_{name}"] / pixels)
-        rows.append(Row(f"{letter} logits, mean of power {power}", tolerance / 10, found))
+        rows.append(Row(f"{letter} logits, mean of power {power}", 1e-5, found))
     argmax = np.unpackbits(stored["argmax_bits"])[: double[:, 0].numel()]
     margin = (double[:, 1] - double[:, 0]).flatten().numpy()
     wrong = ((margin > 0) != argmax) & (np.abs(margin) > NEAR_TIE)

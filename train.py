@@ -75,10 +75,11 @@ def build(
         speed.recompute_blocks(model)
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)
     optim.freeze_unused(model, groups)
-    fused = args.fused_adamw == "on"
     total_batch = info.world * args.batch_size * args.accumulate
     lr = optim.scaled_lr(args.lr, total_batch, args.scale_lr)
-    optimizer = optim.build_optimizer(groups, lr, args.weight_decay, args.amsgrad, fused)
+    optimizer = optim.build_optimizer(
+        groups, lr, args.weight_decay, args.amsgrad, fused=args.fused_adamw == "on"
+    )
     scheduler = optim.poly_schedule(optimizer, steps_per_epoch * args.epochs)
     scaler = torch.amp.GradScaler(info.device.type, enabled=args.amp == "fp16")
     run = Run(model, optimizer, scheduler, scaler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -134,6 +134,19 @@ def test_it_goes_with_the_weight() -> None:
     assert len(kernels._derived) == before
 
 
+def same_gradients(
+    own: Tensor, expected: Tensor, wanted: Sequence[Tensor], rtol: float, atol: float
+) -> None:
+    """Compare what flows back from two results to the same inputs."""
+    weights = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(own, wanted, weights),
+        torch.autograd.grad(expected, wanted, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+
+
 @pytest.mark.parametrize("outputs", [200, 500])
 @pytest.mark.parametrize("many", [0, 10**9])
 @pytest.mark.parametrize("gelu", [False, True])
@@ -163,14 +176,7 @@ def test_linear(
     torch.testing.assert_close(own, expected, **close)
     with torch.inference_mode():
         torch.testing.assert_close(linear(x, module.weight, module.bias, gelu), plain(x), **close)
-    wanted = (x, *module.parameters())
-    weights = torch.randn_like(expected)
-    for one, other in zip(
-        torch.autograd.grad(own, wanted, weights),
-        torch.autograd.grad(expected, wanted, weights),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    same_gradients(own, expected, (x, *module.parameters()), rtol=1e-3, atol=1e-4)
 
 
 def test_linear_of_a_convolutions_weight_and_of_strided_tokens(
@@ -213,13 +219,7 @@ def test_convolution(
     own, expected = conv3x3(x, weight), F.conv2d(x, weight, padding=1)
     assert torch.equal(own, expected)
     wanted = [t for t in (x, weight) if t.requires_grad]
-    seed = torch.randn_like(expected)
-    for one, other in zip(
-        torch.autograd.grad(own, wanted, seed),
-        torch.autograd.grad(expected, wanted, seed),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    same_gradients(own, expected, wanted, rtol=1e-4, atol=1e-4)
 
 
 def blocks(window: int, shift: int, heads: int = 2) -> SwinBlock:

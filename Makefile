@@ -69,7 +69,7 @@ test-gpu: .venv/.ready-dev  ## the tests that need CUDA
 	$(RUN) -m pytest -q -m gpu
 
 parity: .venv/.ready-dev  ## the numbers against the official release's, in one table
-	$(RUN) -m benchmarks.parity
+	$(RUN) -m tests.parity.table
 
 bench: .venv/.ready $(QS)/data/refshapes.json  ## speed of this machine, and the README's table of it
 	$(RUN) -m benchmarks.bench --data $(QS)/data

@@ -10,15 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from data.cache import ArrayCache, default_folder
-from lib.config import SWIN_SIZES
 from lib.engine import AMP
 from lib.errors import InputError
+from lib.evaluation.protocol import (
+    EVAL_MODES,
+    EVAL_SIZES,
+    MASK_MODES,
+    TEXTS,
+    VAL_EXPRESSIONS,
+    Protocol,
+)
 from lib.lavt import parse_heads
 from lib.losses import LOSSES
-from lib.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
-from lib.protocol import EVAL_MODES, EVAL_SIZES, MASK_MODES, TEXTS, VAL_EXPRESSIONS, Protocol
 from lib.recipes import expand
 from lib.segmentation import MODELS
+from lib.swin import SWIN_SIZES
+from lib.training.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
 from lib.variants import CHOICES, Variant
 
 TABLE_ENDINGS = (".md", ".tex", ".csv")

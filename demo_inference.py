@@ -34,16 +34,16 @@ import utils
 from args import model_options, parse_demo, speed_options
 from bert import encode, load_tokenizer
 from bert.tokenizer import Tokenizer
-from data.images import open_rgb
 from data.transforms import Preprocess
 from lib import checkpoint, engine, speed
 from lib.attention import attention_figure, fusions, word_attention
 from lib.engine import at_size
 from lib.errors import InputError
-from lib.masks import run_lengths
 from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.visualize import WRITABLE, overlay, printable, write_picture
+from refer.images import open_rgb
+from refer.masks import run_lengths
 from utils import log
 
 READABLE = (*WRITABLE, ".gif", ".ppm")

@@ -24,14 +24,14 @@ from args import (
 from bert import load_tokenizer
 from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
 from data.loaders import ShardedBatches, build_loader, one_expression_per_object
-from lib import checkpoint, engine, predictions, speed
-from lib.metrics import summarise
+from lib import checkpoint, engine, speed
+from lib.evaluation import predictions, published, tables
+from lib.evaluation.metrics import summarise
+from lib.evaluation.protocol import Protocol, warning
+from lib.evaluation.summary import Summary, summary
 from lib.model import Segmenter
-from lib.protocol import Protocol, warning
 from lib.segmentation import build_model
-from lib.summary import Summary, summary
 from refer.refer import REFER
-from tools import published, tables
 from utils import DistInfo, log
 
 Write = Callable[[engine.Answer], None]

@@ -35,16 +35,17 @@ from data.loaders import (
     build_loader,
     one_expression_per_object,
 )
-from lib import checkpoint, engine, optim, speed
+from lib import checkpoint, engine, speed
+from lib.checkpoint.swin import load_swin_weights
 from lib.errors import InputError
+from lib.evaluation.metrics import Metrics, summarise
+from lib.evaluation.protocol import tag
 from lib.losses import LOSSES
-from lib.metrics import Metrics, summarise
 from lib.model import Objective
-from lib.pretrained import load_swin_weights
-from lib.protocol import tag
-from lib.run import Run
 from lib.segmentation import build_model
-from lib.states import StateFiles, set_aside
+from lib.training import optim
+from lib.training.state import Run
+from lib.training.state_files import StateFiles, set_aside
 from refer.refer import REFER
 from test import count
 from utils import DistInfo, Stopped, StopSignals, Votes, log

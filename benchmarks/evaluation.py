@@ -28,9 +28,10 @@ from benchmarks.speed import DTYPES, machine
 from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import ShardedBatches, build_loader
-from lib import engine, kernels
+from lib import engine
+from lib.cpu import kernels
 from lib.errors import InputError
-from lib.metrics import summarise
+from lib.evaluation.metrics import summarise
 from lib.segmentation import build_model
 from refer.refer import REFER
 

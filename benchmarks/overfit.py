@@ -22,12 +22,13 @@ from args import Parser
 from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset, Sample
 from data.loaders import ShardedBatches, build_loader
-from lib import engine, optim
-from lib.config import SWIN_SIZES
+from lib import engine
+from lib.evaluation.metrics import summarise
 from lib.losses import LOSSES
-from lib.metrics import summarise
 from lib.model import Objective
 from lib.segmentation import MODELS, build_model
+from lib.swin import SWIN_SIZES
+from lib.training import optim
 from refer.refer import REFER
 
 PARTS = {("refcoco", "unc"): ("val", "testA", "testB"), ("refcocog", "umd"): ("val",)}

@@ -42,12 +42,14 @@ from transformers import BertConfig
 import utils
 from args import Parser
 from benchmarks.pages import markdown
-from lib import engine, kernels, optim
-from lib.config import SWIN_SIZES
+from lib import engine
+from lib.cpu import kernels
 from lib.errors import InputError
 from lib.losses import LOSSES
 from lib.model import Objective, Segmenter
 from lib.segmentation import MODELS, build_model
+from lib.swin import SWIN_SIZES
+from lib.training import optim
 
 T = TypeVar("T")
 

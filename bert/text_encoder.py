@@ -14,8 +14,8 @@ from transformers import BertConfig, BertModel
 from transformers.utils import ModelOutput
 
 from bert import hub
+from lib.checkpoint.vetting import vet
 from lib.errors import InputError
-from lib.vetting import vet
 
 # What is added to the attention logits of a padded word: no weight is left, and it is a number in
 # every type that a forward pass may run in.

@@ -19,10 +19,9 @@ from bert.tokenizer import Tokenizer, encode_compact, fingerprint
 from data.cache import ArrayCache, digest
 from data.transforms import Preprocess, as_tensor, nearest
 from lib.errors import InputError
-from lib.masks import run_lengths
-from refer.masks import draw_components, draw_samples
+from refer.arrays import Ints, Texts, offsets
+from refer.masks import draw_components, draw_samples, run_lengths
 from refer.refer import REFER, in_split
-from refer.tables import Ints, Texts, offsets
 
 FEW = 2000  # texts, that are tokenised as fast as they are looked up
 

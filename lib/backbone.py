@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.config import SwinSize
-from lib.swin import PatchEmbed, PatchMerging, drop_path_rates, swin_blocks
+from lib.swin import PatchEmbed, PatchMerging, SwinSize, drop_path_rates, swin_blocks
 from lib.variants import PUBLISHED, Variant
 
 

@@ -22,14 +22,13 @@ from transformers.models.bert.modeling_bert import (
 
 from bert import build_text_encoder
 from lib.backbone import embed, init_linear, position_embedding
-from lib.config import SwinSize
+from lib.cpu.kernels import use_linear
 from lib.errors import InputError
 from lib.fusion import LanguageGate, TokenConv1d, TokenInstanceNorm, split_heads, word_bias
-from lib.kernels import use_linear
 from lib.losses import Loss, cross_entropy
 from lib.mask_predictor import MaskPredictor, upsample
 from lib.model import Segmenter, State, at_least_float32, decay_group, fill_text
-from lib.swin import PatchEmbed, PatchMerging, drop_path_rates, swin_blocks
+from lib.swin import PatchEmbed, PatchMerging, SwinSize, drop_path_rates, swin_blocks
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertModel

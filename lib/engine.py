@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.transforms import normalize
-from lib.masks import RunLengths, run_lengths, shared_pixels
-from lib.metrics import Counts
+from lib.evaluation.metrics import Counts
+from refer.masks import RunLengths, run_lengths, shared_pixels
 
 Batch = dict[str, Any]  # tensors; the run lengths of true masks are texts
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lib.kernels import Linear, linear
+from lib.cpu.kernels import Linear, linear
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

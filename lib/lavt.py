@@ -11,11 +11,11 @@ from torch import Tensor
 
 from bert import build_text_encoder
 from lib.backbone import MultiModalSwin
-from lib.config import SwinSize
+from lib.cpu.kernels import use_linear
 from lib.errors import InputError
-from lib.kernels import use_linear
 from lib.mask_predictor import MaskPredictor, upsample
 from lib.model import Segmenter, State, decay_group, fill_text
+from lib.swin import SwinSize
 from lib.variants import PUBLISHED, Variant
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.kernels import conv3x3, conv_relu, eager, wants_grad
+from lib.cpu.kernels import conv3x3, conv_relu, eager, wants_grad
 
 
 def upsample(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lib import kernels
+from lib.cpu import kernels
 from lib.errors import InputError
 from lib.losses import Loss
 

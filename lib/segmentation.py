@@ -10,11 +10,11 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from bert import load_config
-from lib.config import SWIN_SIZES
 from lib.crossvlt import CrossVLT
 from lib.errors import InputError
 from lib.lavt import build_lavt
 from lib.model import Segmenter
+from lib.swin import SWIN_SIZES
 from lib.variants import PUBLISHED, Variant
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def build_model(
     Args:
         name: a key of :data:`MODELS`. 'lavt' and 'lavt_one' are the same network; they differ in
             whether BERT's dropout is on while training, and in the layout of their checkpoints.
-        swin_type: a key of :data:`lib.config.SWIN_SIZES`.
+        swin_type: a key of :data:`lib.swin.SWIN_SIZES`.
         window_size: side of Swin's windows; 7 and 12 are published.
         text_config: a transformers ``BertConfig``, a folder with ``config.json``, or a hub name.
             The width of the text is taken from it.

@@ -29,11 +29,11 @@ import utils
 from args import Parser
 from bert.tokenizer import Tokenizer, encode, load_tokenizer
 from lib.errors import InputError
+from refer.datasets import PUBLISHED, UNVERIFIED, Counts
 from refer.instances import Record
 from refer.masks import MAX_OUTLINE
 from refer.pickles import Ref
 from refer.refer import REFER, in_split
-from refer.sizes import PUBLISHED, UNVERIFIED, Counts
 
 OUTSIDE = 1.0  # pixels by which a corner may leave the picture; drawing cuts it off
 EXAMPLES = 3  # printed per check; the JSON file has all

@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data.cache import ArrayCache, digest
-from data.images import open_rgb
 from lib.errors import InputError
 from refer import instances, pickles
+from refer.arrays import FORM, Tables
+from refer.images import open_rgb
 from refer.instances import Record, load_instances
 from refer.masks import MAX_OUTLINE, draw_components
 from refer.pickles import Ref, load_refs
-from refer.tables import FORM, Tables
 
 DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from data.refshapes import generate
-from lib.config import SWIN_SIZES, SwinSize
+from data.refshapes.generate import generate
 from lib.lavt import LAVT
 from lib.segmentation import build_model
+from lib.swin import SWIN_SIZES, SwinSize
 from tests.scripts import Shapes
 
 # One thread: on a busy machine threads wait for each other far longer than they save.

@@ -29,12 +29,12 @@ from data.dataset_refer_bert import ReferDataset
 from demo_inference import load, predict
 from lib.engine import at_size
 from lib.errors import InputError
-from lib.metrics import Metrics, intersection_union, sample_iou
+from lib.evaluation.metrics import Metrics, intersection_union, sample_iou
+from lib.evaluation.protocol import warning
+from lib.evaluation.tables import format_table
 from lib.model import Segmenter
-from lib.protocol import warning
 from lib.visualize import TRUTH, Tile, contact_sheet, overlay, write_picture
 from refer.refer import REFER
-from tools.tables import format_table
 
 Splits = dict[str, dict[str, Metrics]]
 

@@ -28,14 +28,14 @@ from scipy import stats
 
 import utils
 from args import Parser
-from lib.bootstrap import COLUMNS, Intervals, paired_intervals
 from lib.errors import InputError
-from lib.masks import shared_pixels
-from lib.metrics import Metrics, sample_iou, summarise
-from lib.protocol import at_photo_size, warning
-from lib.summary import summary
-from tools import tables
-from tools.records import Prediction, read_records
+from lib.evaluation import tables
+from lib.evaluation.bootstrap import COLUMNS, Intervals, paired_intervals
+from lib.evaluation.metrics import Metrics, sample_iou, summarise
+from lib.evaluation.protocol import at_photo_size, warning
+from lib.evaluation.summary import summary
+from refer.masks import shared_pixels
+from tools.report.records import Prediction, read_records
 from utils import log
 
 Counts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]

@@ -13,7 +13,7 @@ import test as test_script
 import train as train_script
 from args import parse_train
 from lib import speed
-from lib.metrics import PRECISION_AT
+from lib.evaluation.metrics import PRECISION_AT
 from tests.scripts import Shapes, jsonl, run
 
 

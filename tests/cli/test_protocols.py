@@ -17,13 +17,13 @@ from bert import encode, load_tokenizer
 from data.transforms import Preprocess, normalize
 from lib.checkpoint import write_file
 from lib.errors import InputError
-from lib.metrics import summarise
+from lib.evaluation.metrics import summarise
 from lib.segmentation import build_model
 from refer import REFER
 from tests.by_hand import averaged, counts, resized
 from tests.scripts import Shapes, one_line_error
 from tools import score
-from tools.records import read_records
+from tools.report.records import read_records
 
 SPLITS = ("val", "testA")
 

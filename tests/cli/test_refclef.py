@@ -12,11 +12,11 @@ from PIL import Image
 
 import test as test_script
 import train as train_script
-from lib.masks import run_lengths
 from refer import REFER
+from refer.masks import run_lengths
 from tests.refer_files import make_annotation, make_ref, write_root
 from tests.scripts import Shapes
-from tools.records import read_records
+from tools.report.records import read_records
 
 IMAGES = "images/saiapr_tc-12"
 LABELS = {

@@ -20,7 +20,7 @@ from lib.visualize import PREDICTION, TRUTH
 from tests.browser import Page, find_browser, open_browser
 from tests.record_files import Line, cc0_lines, write_lines
 from tests.refer_files import CC0_ROOT
-from tools import report
+from tools.report import __main__ as report
 
 pytestmark = pytest.mark.skipif(
     find_browser() is None, reason="no chromium or google-chrome on PATH"

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from transformers import BertConfig
 
 import utils
-from lib import optim
+from lib.training import optim
 from lib.losses import cross_entropy
 from lib.model import Objective, Segmenter
 from lib.segmentation import build_model

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.same_run import run_differences
+from tests.parity.same_run import run_differences
 from tests.dist.conftest import PROCESSES, Undisturbed
 from tests.scripts import REPO, TIMEOUT, environment, jsonl, run, torchrun
 

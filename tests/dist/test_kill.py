@@ -1,4 +1,4 @@
-"""Kills at random moments: a few of the 30 that ``python -m benchmarks.kill`` does."""
+"""Kills at random moments: a few of the 30 that ``python -m tests.stress.kill`` does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_nothing_is_lost(processes: int, kills: int, seed: int, tmp_path: Path) 
     out = tmp_path / "kill.json"
     options = ["--processes", str(processes), "--kills", str(kills), "--seed", str(seed)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kill", *options, "--output", str(out)],
+        [sys.executable, "-m", "tests.stress.kill", *options, "--output", str(out)],
         cwd=REPO,
         env=environment(),
         capture_output=True,

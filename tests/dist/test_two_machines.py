@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.same_run import run_differences
+from tests.parity.same_run import run_differences
 from tests.dist.conftest import Undisturbed
 from tests.scripts import REPO, TIMEOUT, environment
 

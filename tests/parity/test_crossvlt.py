@@ -12,9 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from benchmarks import golden
-from lib import optim
-from lib.config import SWIN_SIZES
 from lib.crossvlt import (
     CrossVLT,
     CrossVLTOutput,
@@ -22,6 +19,9 @@ from lib.crossvlt import (
     crossvlt_loss,
 )
 from lib.losses import cross_entropy
+from lib.swin import SWIN_SIZES
+from lib.training import optim
+from tests.parity import golden
 
 CASES = {"tiny96": ("tiny", 7), "base96": ("base", 12)}  # Swin size and window
 PRECISIONS = ("float32", "float64")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import golden
 from lib.checkpoint import write_file
 from lib.segmentation import build_model
+from tests.parity import golden
 from tests.refer_files import CC0_ROOT, REAL_ROOT, TINY_BERT
 from tests.scripts import run, torchrun
 from tools.score import score

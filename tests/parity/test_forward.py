@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import checks, golden
+from tests.parity import checks, golden
 
 
 def test_the_weight_formula_is_the_measured_one() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import checks
-from lib.metrics import Counts, intersection_union, summarise
+from lib.evaluation.metrics import Counts, intersection_union, summarise
+from tests.parity import checks
 
 
 def test_every_number_and_the_printed_text() -> None:

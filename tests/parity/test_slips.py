@@ -19,10 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import lib.model
-from benchmarks import checks, golden
 from data.transforms import Preprocess
-from lib import backbone, fusion, lavt, mask_predictor, metrics, optim, swin
+from lib import backbone, fusion, lavt, mask_predictor, swin
+from lib.evaluation import metrics
 from lib.lavt import LAVT
+from lib.training import optim
+from tests.parity import checks, golden
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch, LAVT], None]

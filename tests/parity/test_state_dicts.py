@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import checks, golden
-from lib import checkpoint, optim
+from lib import checkpoint
 from lib.checkpoint import load_model, read_file
 from lib.errors import InputError
-from lib.run import Run
+from lib.training import optim
+from lib.training.state import Run
 from tests.conftest import Build
+from tests.parity import checks, golden
 
 State = dict[str, Tensor]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import checks, golden
-from lib import optim
 from lib.losses import cross_entropy
+from lib.training import optim
 from tests.conftest import Build
+from tests.parity import checks, golden
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])

@@ -13,13 +13,12 @@ from transformers import BertConfig, BertModel
 import test as test_script
 import train as train_script
 from bert import build_text_encoder
-from data.refshapes import generate
+from data.refshapes.generate import generate
 from lib import segmentation
-from lib.config import SwinSize
 from lib.mask_predictor import upsample
 from lib.model import Segmenter, decay_group, fill_text
 from lib.segmentation import Entry
-from lib.swin import PatchEmbed, swin_blocks
+from lib.swin import PatchEmbed, SwinSize, swin_blocks
 from tests.scripts import Shapes
 
 

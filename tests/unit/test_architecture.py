@@ -25,8 +25,8 @@ ENTRY_POINTS = {"refer/check.py"}  # scripts inside a package, which no other mo
 PROJECT = {*FOLDERS, *SCRIPTS, "tests"}
 IMPORTED_FROM = {
     ("lib", "data"): {"data.transforms"},
-    ("bert", "lib"): {"lib.errors", "lib.vetting"},
-    ("refer", "data"): {"data.cache", "data.images"},
+    ("bert", "lib"): {"lib.errors", "lib.checkpoint.vetting"},
+    ("refer", "data"): {"data.cache", "refer.images"},
 }
 
 

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from lib.bootstrap import COLUMNS, intervals, paired_intervals
-from lib.metrics import Metrics, summarise
+from lib.evaluation.bootstrap import COLUMNS, intervals, paired_intervals
+from lib.evaluation.metrics import Metrics, summarise
 
 INTER = np.array([90, 20, 70, 10, 55, 5, 99])
 UNION = np.array([100, 80, 100, 90, 60, 100, 100])
@@ -47,7 +47,7 @@ def test_more_expressions_of_an_object_do_not_narrow_it() -> None:
 
 def test_blocks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = intervals(INTER, UNION, OBJECTS, resamples=1000)
-    monkeypatch.setattr("lib.bootstrap.CELLS", 40)
+    monkeypatch.setattr("lib.evaluation.bootstrap.CELLS", 40)
     assert intervals(INTER, UNION, OBJECTS, resamples=1000) == whole
     assert intervals(INTER, UNION, OBJECTS, resamples=1000, seed=1) != whole
 

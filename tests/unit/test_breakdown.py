@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from tests.record_files import rle
-from tools.breakdown import breakdowns, locations, mean_with_interval, object_codes
-from tools.records import Prediction, Rle
+from tools.report.breakdown import breakdowns, locations, mean_with_interval, object_codes
+from tools.report.records import Prediction, Rle
 
 NO_MASK = Rle(10, 10, "T3")  # one run of 100 pixels outside
 

@@ -22,7 +22,7 @@ from data.dataset_refer_bert import ReferDataset
 from lib.errors import InputError
 from refer import REFER
 from refer import refer as refer_module
-from refer.tables import Tables, Texts
+from refer.arrays import Tables, Texts
 from tests.refer_files import (
     CC0_ROOT,
     SQUARE,

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from lib import checkpoint, optim
+from lib import checkpoint
 from lib.checkpoint import describe, load_model, load_training, read_file, write_file
 from lib.errors import InputError
 from lib.lavt import LAVT
+from lib.training import optim
 from tests.conftest import Build
 
 

@@ -13,10 +13,10 @@ from transformers import BertConfig, BertModel
 
 from lib import crossvlt
 from lib.backbone import MultiModalSwin
-from lib.config import SWIN_SIZES
 from lib.crossvlt import CrossVLT, CrossVLTOutput
 from lib.errors import InputError
 from lib.losses import cross_entropy, dice
+from lib.swin import SWIN_SIZES
 
 N_L = 21
 MICRO = SWIN_SIZES["micro"]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from benchmarks import fuzz
-from benchmarks.fuzz_cases import MARKER, TARGETS, Sound, Target
 from lib.errors import InputError
+from tests.stress import fuzz
+from tests.stress.fuzz_cases import MARKER, TARGETS, Sound, Target
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer needs Linux")
 

@@ -25,12 +25,12 @@ from PIL import Image
 
 import demo_inference
 from bert import load_bert, load_config, load_tokenizer
-from data.images import open_rgb
 from lib.checkpoint import describe, flat_state, load_model, load_training, read_file
+from lib.checkpoint.swin import load_swin_weights
 from lib.errors import LONGEST, InputError
-from lib.pretrained import load_swin_weights
 from refer import REFER
 from refer.check import Installation, examine
+from refer.images import open_rgb
 from refer.masks import draw_components
 from refer.pickles import load_refs
 from tests.cage import (

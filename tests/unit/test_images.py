@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import images
-from data.images import open_rgb
 from lib.errors import InputError
+from refer import images
+from refer.images import open_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import kernels, windows
-from lib.kernels import Linear, conv3x3, derived, linear
+from lib.cpu import kernels, windows
+from lib.cpu.kernels import Linear, conv3x3, derived, linear
 from lib.mask_predictor import MaskPredictor
 from lib.swin import SwinBlock, WindowAttention
 from tests.conftest import Build

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib.metrics import Counts, intersection_union, sample_iou, summarise
+from lib.evaluation.metrics import Counts, intersection_union, sample_iou, summarise
 
 
 def drawn(text: str) -> Tensor:

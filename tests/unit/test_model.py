@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import BertConfig
 
-from lib.config import SWIN_SIZES
 from lib.errors import InputError
 from lib.lavt import LAVT, parse_heads
 from lib.segmentation import build_model
+from lib.swin import SWIN_SIZES
 from tests.conftest import Build
 
 

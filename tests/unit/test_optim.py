@@ -8,8 +8,8 @@ from transformers import BertConfig
 
 import train
 from args import parse_train
-from lib import optim
 from lib.lavt import LAVT
+from lib.training import optim
 from tests.conftest import Build
 from utils import DistInfo
 

@@ -12,8 +12,8 @@ from pycocotools.coco import COCO
 
 from lib.engine import Answer
 from lib.errors import InputError
-from lib.masks import run_lengths, shared_pixels
-from lib.predictions import Part, line, merge_parts
+from lib.evaluation.predictions import Part, line, merge_parts
+from refer.masks import run_lengths, shared_pixels
 from tests.scripts import jsonl
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from lib.backbone import MultiModalSwin
-from lib.config import SwinSize
+from lib.checkpoint.swin import load_swin_weights
 from lib.errors import InputError
 from lib.lavt import LAVT, build_lavt
-from lib.pretrained import load_swin_weights
+from lib.swin import SwinSize
 
 SIZE = SwinSize(8, (2, 2, 2, 2), (1, 2, 4, 8))
 State = dict[str, Tensor]

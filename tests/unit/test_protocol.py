@@ -17,7 +17,7 @@ from data.loaders import ShardedBatches, build_loader
 from data.transforms import normalize
 from lib import engine
 from lib.engine import Answer
-from lib.protocol import Protocol, at_photo_size, tag, warning
+from lib.evaluation.protocol import Protocol, at_photo_size, tag, warning
 from refer import REFER
 from tests.by_hand import Bools, Floats, averaged, counts, resized
 from tests.refer_files import TINY_BERT, default_instances, make_ref, write_root

@@ -15,7 +15,7 @@ from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from lib import checkpoint
 from lib.errors import InputError
-from lib.metrics import Metrics, summarise
+from lib.evaluation.metrics import Metrics, summarise
 from lib.segmentation import build_model
 from refer.refer import REFER
 from tests.refer_files import CC0_ROOT, TINY_BERT

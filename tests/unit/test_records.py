@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from lib.errors import InputError
 from tests.record_files import Line, cc0_lines, write_lines
-from tools.records import read_records
+from tools.report.records import read_records
 
 SIZE = {"height": 4, "width": 5}
 

@@ -21,9 +21,9 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from data.drawing import COLOURS, SHAPES, visible_polygons
-from data.refshapes import IMAGES, generate, main
-from data.scenes import LEVELS, sample_scene
+from data.refshapes.drawing import COLOURS, SHAPES, visible_polygons
+from data.refshapes.generate import IMAGES, generate, main
+from data.refshapes.scenes import LEVELS, sample_scene
 
 PICKLES = (
     ("refcoco", "unc"),

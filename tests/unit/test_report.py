@@ -18,7 +18,8 @@ from PIL import Image
 from lib.errors import InputError
 from tests.record_files import Line, cc0_lines, rle, write_lines
 from tests.refer_files import CC0_ROOT
-from tools import charts, report
+from tools.report import __main__ as report
+from tools.report import charts
 
 PHOTOS = CC0_ROOT / "images" / "mscoco" / "images"
 HOSTILE = (

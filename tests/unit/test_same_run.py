@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.same_run import differences, run_differences
 from lib import checkpoint
+from tests.parity.same_run import differences, run_differences
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from lib.metrics import summarise
+from lib.evaluation.metrics import summarise
 from tests.record_files import Line, cc0_lines, rle, write_lines
 from tests.scripts import one_line_error
 from tools import score
-from tools.records import read_records
+from tools.report.records import read_records
 
 
 @pytest.fixture

@@ -18,15 +18,14 @@ from torch.utils.data import DataLoader
 from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from lib import speed
-from lib.config import SWIN_SIZES, SwinSize
 from lib.engine import StepOptions, autocast, to_device, train_steps
 from lib.errors import InputError
+from lib.evaluation.metrics import intersection_union
 from lib.losses import LOSSES
-from lib.metrics import intersection_union
 from lib.model import Objective, Segmenter
-from lib.optim import build_optimizer, freeze_unused, parameter_groups, poly_schedule
 from lib.segmentation import build_model
-from lib.swin import SwinBlock
+from lib.swin import SWIN_SIZES, SwinBlock, SwinSize
+from lib.training.optim import build_optimizer, freeze_unused, parameter_groups, poly_schedule
 from refer.refer import REFER
 from tests.refer_files import CC0_ROOT, TINY_BERT
 

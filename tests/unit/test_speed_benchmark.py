@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import speed
-from lib.config import SWIN_SIZES, SwinSize
 from lib.errors import InputError
+from lib.swin import SWIN_SIZES, SwinSize
 
 DOCS = Path(__file__).parents[2] / "docs/speed.md"
 NANO = SwinSize(8, (2, 2, 2, 2), (1, 2, 4, 8))

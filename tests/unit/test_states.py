@@ -13,7 +13,7 @@ import torch
 
 from lib.checkpoint import read_file
 from lib.errors import InputError
-from lib.states import StateFiles
+from lib.training.state_files import StateFiles
 from tests.scripts import REPO, environment
 
 
@@ -143,7 +143,7 @@ def test_killed_at_any_moment_of_saving(
 FILL = """
 import resource, sys, torch
 from lib.errors import InputError
-from lib.states import StateFiles
+from lib.training.state_files import StateFiles
 files = StateFiles(sys.argv[1], "m")
 state = {"model": {"w": torch.ones(200_000)}, "optimizer": {}, "lr_scheduler": {}, "epoch": 2}
 if sys.argv[2] == "limit":

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.backbone import MultiModalSwin
-from lib.config import SwinSize
 from lib.swin import (
     PatchEmbed,
     PatchMerging,
     SwinBlock,
+    SwinSize,
     join_windows,
     relative_position_index,
     shift_mask,

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.bootstrap import COLUMNS
-from lib.protocol import Protocol
-from lib.summary import summary
+from lib.evaluation import published, tables
+from lib.evaluation.bootstrap import COLUMNS
+from lib.evaluation.protocol import Protocol
+from lib.evaluation.published import ROWS, look_up
+from lib.evaluation.summary import summary
+from lib.evaluation.tables import Entry, Results
 from tests.scripts import REPO
-from tools import published, tables
-from tools.published import ROWS, look_up
-from tools.tables import Entry, Results
 
 NAMES = {"RefCOCO": "refcoco", "RefCOCO+": "refcoco+", "G-Ref": "refcocog"}
 SPLITS = ("val", "testA", "testB")

@@ -10,7 +10,7 @@ import torch
 
 import utils
 from lib.errors import InputError
-from lib.states import set_aside
+from lib.training.state_files import set_aside
 from tests.scripts import jsonl
 
 

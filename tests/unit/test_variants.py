@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from args import model_options, parse_train
-from lib import optim
 from lib.backbone import MultiModalStage
 from lib.checkpoint import load_model
 from lib.errors import InputError
@@ -19,6 +18,7 @@ from lib.fusion import PWAM
 from lib.lavt import LAVT
 from lib.losses import dice
 from lib.segmentation import build_model
+from lib.training import optim
 from lib.variants import CHOICES, PUBLISHED, SentenceFusion, Variant
 from tests.conftest import Build
 

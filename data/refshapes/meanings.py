@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.scenes import Scene, Style, Thing, pick
+from data.refshapes.scenes import Scene, Style, Thing, pick
 
 Found = frozenset[int]
 NOTHING: Found = frozenset()

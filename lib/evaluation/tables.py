@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.bootstrap import COLUMNS, LEVEL, RESAMPLES
-from lib.metrics import Metrics
-from lib.protocol import tag, warning
-from lib.summary import Summary
-from tools.published import Published
+from lib.evaluation.bootstrap import COLUMNS, LEVEL, RESAMPLES
+from lib.evaluation.metrics import Metrics
+from lib.evaluation.protocol import tag, warning
+from lib.evaluation.published import Published
+from lib.evaluation.summary import Summary
 from utils import write_text
 
 NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "G-Ref", "refclef": "RefCLEF"}
@@ -54,7 +54,7 @@ class Results:
     Attributes:
         title: data and model, in words.
         facts: what a line of the CSV starts with, by column.
-        protocol: the label of :class:`lib.protocol.Protocol`.
+        protocol: the label of :class:`lib.evaluation.protocol.Protocol`.
         entries: by split.
     """
 

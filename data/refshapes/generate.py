@@ -34,10 +34,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.drawing import SHAPES
-from data.expressions import MIX, Expression, describe, vocabulary
-from data.meanings import as_json, kind_of, meanings, uses_place
-from data.scenes import LEVELS, Scene, Thing, pick_weighted, sample_scene
+from data.refshapes.drawing import SHAPES
+from data.refshapes.expressions import MIX, Expression, describe, vocabulary
+from data.refshapes.meanings import as_json, kind_of, meanings, uses_place
+from data.refshapes.scenes import LEVELS, Scene, Thing, pick_weighted, sample_scene
 from lib.errors import InputError
 
 IMAGES = Path("images/mscoco/images/train2014")
@@ -508,7 +508,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(_table(rows))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Print how far this code is from the official release, as one table.
 
-python -m benchmarks.parity
-python -m benchmarks.parity --cases a,b --skip-slow
+python -m tests.parity.table
+python -m tests.parity.table --cases a,b --skip-slow
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 
 from args import Parser
-from benchmarks import checks
-from benchmarks.checks import CASES, Row
 from lib.errors import InputError
+from tests.parity import checks
+from tests.parity.checks import CASES, Row
 from utils import progress
 
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 1 where any check failed, else 0.
     """
-    parser = Parser(prog="benchmarks.parity", description=__doc__)
+    parser = Parser(prog="tests.parity.table", description=__doc__)
     parser.add_argument("--cases", default=",".join(CASES), help="forward cases, like a,b")
     parser.add_argument(
         "--skip-slow", action="store_true", help="leave out training and case e in float64"

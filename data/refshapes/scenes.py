@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from data.drawing import (
+from data.refshapes.drawing import (
     COLOURS,
     SHAPES,
     TEXTURES,

@@ -9,8 +9,8 @@ from operator import mul
 
 import numpy as np
 
-from data.drawing import COLOURS, SHAPES
-from data.meanings import (
+from data.refshapes.drawing import COLOURS, SHAPES
+from data.refshapes.meanings import (
     KINDS,
     Both,
     Central,
@@ -23,7 +23,7 @@ from data.meanings import (
     along,
     kind_of,
 )
-from data.scenes import Scene, pick, pick_weighted
+from data.refshapes.scenes import Scene, pick, pick_weighted
 
 Weights = dict[str, float]
 MIX: dict[str, Weights] = {

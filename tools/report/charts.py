@@ -13,8 +13,8 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from lib.metrics import PRECISION_AT
-from tools.breakdown import Breakdown, Mean
+from lib.evaluation.metrics import PRECISION_AT
+from tools.report.breakdown import Breakdown, Mean
 
 Values = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.kernels import wants_grad
+from lib.cpu.kernels import wants_grad
 
 # Elements of the attention weights that are worked on at a time: as many as the caches hold.
 CHUNK = 2**20

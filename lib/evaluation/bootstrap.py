@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from lib.metrics import PRECISION_AT, sample_iou
+from lib.evaluation.metrics import PRECISION_AT, sample_iou
 
 Floats = npt.NDArray[np.float64]
 Intervals = dict[str, tuple[float, float]]
@@ -37,7 +37,7 @@ def intervals(
         seed: of the draws.
 
     Returns:
-        (low, high) in percent by the heads of :meth:`lib.metrics.Metrics.row`.
+        (low, high) in percent by the heads of :meth:`lib.evaluation.metrics.Metrics.row`.
     """
     drawn = _resampled(_object_sums(inter, union, objects), resamples, seed)
     return _percentiles(_metrics(drawn))

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib.config import SWIN_SIZES
+from lib.checkpoint.vetting import vet
 from lib.errors import InputError
 from lib.model import Segmenter, State
+from lib.swin import SWIN_SIZES
 from lib.variants import trained_with, variant_of_names
-from lib.vetting import vet
 
 BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
 TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
@@ -28,9 +28,8 @@ TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # what weights alone la
 def read_file(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running any code in it.
 
-    Only what :data:`lib.vetting.CALLS` and :data:`lib.vetting.ITEM_SIZES` list is admitted:
-    tensors, plain containers, numbers, strings, and ``argparse.Namespace``, which the release
-    stores its arguments in.
+    Only tensors, plain containers, numbers, strings, and ``argparse.Namespace``, which the
+    release stores its arguments in.
 
     Raises:
         InputError: missing, not a checkpoint, damaged, or holding anything else.

@@ -1,6 +1,6 @@
 """Fuzzing: thousands of damaged and hostile files and command lines, and what must hold of all.
 
-    python -m benchmarks.fuzz --cases 10000 [--seed N] [--target pickles,images] [--jobs N]
+    python -m tests.stress.fuzz --cases 10000 [--seed N] [--target pickles,images] [--jobs N]
 
 A case may be accepted, or refused with InputError. Anything else is a finding: another exception,
 a crash of the process, more than 10 seconds, more than a gigabyte, a program started, a connection,
@@ -8,7 +8,7 @@ a file made or removed outside of the case's folder, a payload's mark. Cases com
 with small damage (benchmarks/fuzz_cases.py), drawn with hypothesis; the same seed draws the same.
 Needs requirements-dev.txt. Exits with 1 where there are findings, and says how to see each again:
 
-    python -m benchmarks.fuzz --target images --replay fuzz_findings/images-1.bin
+    python -m tests.stress.fuzz --target images --replay fuzz_findings/images-1.bin
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from hypothesis import HealthCheck, Phase
 
 import utils
 from args import Parser
-from benchmarks.fuzz_cases import MARKER, TARGETS, Sound, Target
 from lib.errors import InputError
+from tests.stress.fuzz_cases import MARKER, TARGETS, Sound, Target
 
 SECONDS = 10  # for one case
 STUCK = 60  # seconds without a new case, after which even native code is ended
@@ -358,7 +358,7 @@ def as_text(tallies: Sequence[Tally]) -> str:
         )
     for t in tallies:
         for finding, case in t.findings.items():
-            again = f"python -m benchmarks.fuzz --target {t.target} --replay {case}"
+            again = f"python -m tests.stress.fuzz --target {t.target} --replay {case}"
             again = f"python {case}" if t.target == "scripts" else again
             lines += ["", f"{t.target}: {finding}", f"    {again}"]
     return "\n".join(lines)
@@ -379,7 +379,7 @@ def replay(name: str, file: Path, folder: Path) -> None:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of the command line, checked."""
-    p = Parser("python -m benchmarks.fuzz", description="Fuzz the readers and command lines.")
+    p = Parser("python -m tests.stress.fuzz", description="Fuzz the readers and command lines.")
     p.add_argument("--cases", type=int, default=10_000, help="in all")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--target", default=",".join(TARGETS), help="some of them, by commas")

@@ -26,14 +26,14 @@ from PIL import Image
 
 import utils
 from args import Parser
-from data.images import open_rgb
 from lib.errors import InputError
-from lib.metrics import PRECISION_AT, Metrics, sample_iou, summarise
+from lib.evaluation.metrics import PRECISION_AT, Metrics, sample_iou, summarise
 from lib.visualize import PREDICTION, TRUTH
+from refer.images import open_rgb
 from refer.refer import image_folder
-from tools import charts
-from tools.breakdown import Breakdown, breakdowns, mean_with_interval, object_codes
-from tools.records import STANDARD, Prediction, read_records
+from tools.report import charts
+from tools.report.breakdown import Breakdown, breakdowns, mean_with_interval, object_codes
+from tools.report.records import STANDARD, Prediction, read_records
 
 HERE = Path(__file__).parent
 JPEG_QUALITY = 72

@@ -1,4 +1,4 @@
-"""Hostile files and command lines for benchmarks.fuzz: made from sound ones by small damage."""
+"""Hostile files and command lines for tests.stress.fuzz: made from sound ones by small damage."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from safetensors.torch import save as save_safetensors
 
 import args
 import demo_inference
-from data.images import open_rgb
-from data.refshapes import generate
+from data.refshapes.generate import generate
 from lib import checkpoint
+from lib.checkpoint.swin import load_swin_weights
 from lib.errors import InputError
-from lib.pretrained import load_swin_weights
 from lib.segmentation import build_model
 from refer.check import Installation, as_text, examine
+from refer.images import open_rgb
 from refer.refer import REFER
 
 MARKER = "pwned"  # the file that payloads make

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lib.bootstrap import COLUMNS
-from lib.protocol import Protocol
-from refer.sizes import PUBLISHED as SIZES
-from refer.sizes import UNVERIFIED
+from lib.evaluation.bootstrap import COLUMNS
+from lib.evaluation.protocol import Protocol
+from refer.datasets import PUBLISHED as SIZES
+from refer.datasets import UNVERIFIED
 
 TITLES = {
     "lavt": "LAVT, cross entropy",

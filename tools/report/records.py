@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data.images import MAX_PIXELS
 from lib.errors import InputError
+from refer.images import MAX_PIXELS
 from refer.masks import unpack_counts
 from refer.refer import leads_out
 

@@ -1,7 +1,7 @@
 """The parity checks: what this code computes beside what the official release computed.
 
 Each function returns rows of (quantity, tolerance, measured difference). ``tests/parity`` asserts
-them and ``python -m benchmarks.parity`` prints them, so that both say the same.
+them and ``python -m tests.parity.table`` prints them, so that both say the same.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from benchmarks import golden
 from bert import encode, load_tokenizer
 from data.transforms import Preprocess, normalize
-from lib import engine, optim
+from lib import engine
+from lib.evaluation.metrics import intersection_union, sample_iou, summarise
 from lib.lavt import LAVT
 from lib.losses import cross_entropy
-from lib.metrics import intersection_union, sample_iou, summarise
 from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
+from lib.training import optim
+from tests.parity import golden
 
 CASES = "abcde"
 COMPARED_STEPS = (1, 3)  # after which the release's weights were measured

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from tools.records import Prediction
+from tools.report.records import Prediction
 
 # Words that say where an object is. Left out are those that mostly say something else:
 # "up" and "down" (standing, sitting), "far" and "near" ("far left", "near the window").

@@ -1,6 +1,6 @@
 """Kill a training run at random moments, resume it each time, compare it with an undisturbed one.
 
-    python -m benchmarks.kill --kills 30 --processes 1 2
+    python -m tests.stress.kill --kills 30 --processes 1 2
 
 A small LAVT learns a few generated pictures, saving every second step. Each attempt is a process,
 or several over gloo, that SIGKILL ends: at its start, at a step, in validation, and most of all
@@ -33,11 +33,11 @@ from tqdm import tqdm
 import train
 import utils
 from args import Parser
-from benchmarks.same_run import run_differences
-from data.refshapes import generate
+from data.refshapes.generate import generate
 from lib import checkpoint
 from lib.errors import InputError
-from lib.states import StateFiles
+from lib.training.state_files import StateFiles
+from tests.parity.same_run import run_differences
 from utils import log
 
 REPO = Path(__file__).parent.parent
@@ -410,7 +410,7 @@ def table(kills: Sequence[Kill]) -> str:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The benchmark's options."""
-    p = Parser(prog="benchmarks.kill", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(prog="tests.stress.kill", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--kills", type=int, default=30, help="for each number of processes")
     p.add_argument("--processes", type=int, nargs="+", default=[1])
     p.add_argument("--seed", type=int, default=0, help="of the moments")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lib.bootstrap import Intervals, intervals
-from lib.metrics import Metrics, summarise
+from lib.evaluation.bootstrap import Intervals, intervals
+from lib.evaluation.metrics import Metrics, summarise
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from data.cache import ArrayCache, default_folder
-from lib.engine import AMP
 from lib.errors import InputError
 from lib.evaluation.protocol import (
     EVAL_MODES,
@@ -23,6 +22,7 @@ from lib.evaluation.protocol import (
 from lib.lavt import parse_heads
 from lib.losses import LOSSES
 from lib.recipes import expand
+from lib.runtime import AMP
 from lib.segmentation import MODELS
 from lib.swin import SWIN_SIZES
 from lib.training.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
@@ -502,7 +502,7 @@ def parse_report(
 
 
 def speed_options(args: argparse.Namespace) -> dict[str, bool]:
-    """The keywords of :func:`lib.speed.prepare` that the options ask for."""
+    """The keywords of :func:`lib.runtime.prepare` that the options ask for."""
     return {"channels_last": args.channels_last, "compiled": args.compile, "tf32": args.tf32}
 
 

@@ -34,11 +34,12 @@ import utils
 from args import model_options, parse_demo, speed_options
 from bert import encode, load_tokenizer
 from bert.tokenizer import Tokenizer
+from data import loaders
 from data.transforms import Preprocess
-from lib import checkpoint, engine, speed
+from lib import checkpoint, runtime
 from lib.attention import attention_figure, fusions, word_attention
-from lib.engine import at_size
 from lib.errors import InputError
+from lib.evaluation.evaluator import resize_prediction
 from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.visualize import WRITABLE, overlay, printable, write_picture
@@ -69,7 +70,7 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[Segmenter, Tok
     content = checkpoint.read_file(args.resume)
     model = build_model(args.model, **model_options(args))
     checkpoint.load_model(model, content, args.resume)
-    speed.prepare(model.to(device).eval(), **speed_options(args))
+    runtime.prepare(model.to(device).eval(), **speed_options(args))
     return model, load_tokenizer(args.bert_tokenizer)
 
 
@@ -94,7 +95,7 @@ def predict(
         img_size: side S of the square that the model sees, pixels.
         max_tokens: N_l, where a sentence is cut.
         batch_size: most sentences in one forward pass.
-        amp: see :func:`lib.engine.autocast`.
+        amp: see :func:`lib.runtime.autocast`.
 
     Returns:
         (N, 2, S, S) float32 logits, on the model's device.
@@ -105,9 +106,9 @@ def predict(
     logits = []
     for part, mask in zip(ids.split(batch_size), attention.split(batch_size), strict=True):
         batch = {"image": image, "input_ids": part, "attention_mask": mask}
-        batch = engine.to_device(batch, device)
+        batch = loaders.to_device(batch, device)
         pictures = batch["image"].expand(len(part), -1, -1, -1)
-        with engine.autocast(device, amp):
+        with runtime.autocast(device, amp):
             out = model(pictures, batch["input_ids"], batch["attention_mask"])
         logits.append(out.float())
     return torch.cat(logits)
@@ -290,7 +291,7 @@ def answer(job: Job, photo: Image.Image, logits: Tensor, args: argparse.Namespac
     """
     shares = []
     for sentence, path, of_sentence in zip(job.sentences, job.overlays, logits, strict=True):
-        found = at_size(of_sentence, photo.height, photo.width)
+        found = resize_prediction(of_sentence, photo.height, photo.width)
         drawn = overlay(photo, found.mask, sentence if args.caption else None)
         write_picture(drawn, path)
         files = side_files(path)
@@ -326,11 +327,11 @@ def explain(
     for sentence, path, of_sentence in zip(job.sentences, job.overlays, logits, strict=True):
         ids, mask = encode(tokenizer, [sentence], args.max_tokens)
         batch = {"image": image, "input_ids": ids, "attention_mask": mask}
-        maps = word_attention(model, **engine.to_device(batch, device))
+        maps = word_attention(model, **loaders.to_device(batch, device))
         real = int(mask.sum())
         figure = attention_figure(
             photo,
-            overlay(photo, at_size(of_sentence, photo.height, photo.width).mask),
+            overlay(photo, resize_prediction(of_sentence, photo.height, photo.width).mask),
             tokenizer.convert_ids_to_tokens(ids[0, :real].tolist()),
             [m[0, :real].float().cpu().numpy() for m in maps],
             printable(sentence),

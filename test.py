@@ -24,8 +24,8 @@ from args import (
 from bert import load_tokenizer
 from data.dataset_refer_bert import OtherObjectSentences, ReferDataset
 from data.loaders import ShardedBatches, build_loader, one_expression_per_object
-from lib import checkpoint, engine, speed
-from lib.evaluation import predictions, published, tables
+from lib import checkpoint, runtime
+from lib.evaluation import evaluator, predictions, published, tables
 from lib.evaluation.metrics import summarise
 from lib.evaluation.protocol import Protocol, warning
 from lib.evaluation.summary import Summary, summary
@@ -34,7 +34,7 @@ from lib.segmentation import build_model
 from refer.refer import REFER
 from utils import DistInfo, log
 
-Write = Callable[[engine.Answer], None]
+Write = Callable[[evaluator.SamplePrediction], None]
 
 
 def count(
@@ -50,7 +50,7 @@ def count(
     together = dataset.by_picture(indices)
     batches = ShardedBatches(together, args.batch_size, info.rank, info.world)
     size = len(dataset)
-    counts = engine.evaluate(
+    counts = evaluator.evaluate(
         model,
         build_loader(dataset, batches, args.workers, args.pin_mem, sharing=True),
         size,
@@ -113,7 +113,7 @@ def recording(
         first, kinds = before, dataset.sample_kinds()
         before += len(dataset)
 
-        def write(answer: engine.Answer) -> None:
+        def write(answer: evaluator.SamplePrediction) -> None:
             kind = kinds[answer.sample]
             about = dataset.describe(answer.sample) | ({"kind": kind} if kind else {})
             part.write(first + answer.sample, predictions.line(about, answer, protocol))
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = checkpoint.read_file(args.resume)
     model = build_model(args.model, **model_options(args))
     checkpoint.load_model(model, content, args.resume)
-    speed.prepare(model.to(info.device), **speed_options(args))
+    runtime.prepare(model.to(info.device), **speed_options(args))
     tokenizer = load_tokenizer(args.bert_tokenizer)
     refer = REFER(**refer_options(args))
     datasets = {

@@ -35,7 +35,7 @@ from data.loaders import (
     build_loader,
     one_expression_per_object,
 )
-from lib import checkpoint, engine, speed
+from lib import checkpoint, runtime
 from lib.checkpoint.swin import load_swin_weights
 from lib.errors import InputError
 from lib.evaluation.metrics import Metrics, summarise
@@ -46,6 +46,7 @@ from lib.segmentation import build_model
 from lib.training import optim
 from lib.training.state import Run
 from lib.training.state_files import StateFiles, set_aside
+from lib.training.steps import Step, StepOptions, train_steps
 from refer.refer import REFER
 from test import count
 from utils import DistInfo, Stopped, StopSignals, Votes, log
@@ -71,9 +72,9 @@ def build(
             log.info(load_swin_weights(model, args.pretrained_swin_weights))
     model.to(info.device)
     if args.channels_last:
-        speed.use_channels_last(model)
+        runtime.use_channels_last(model)
     if args.grad_checkpoint:
-        speed.recompute_blocks(model)
+        runtime.recompute_blocks(model)
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)
     optim.freeze_unused(model, groups)
     total_batch = info.world * args.batch_size * args.accumulate
@@ -142,7 +143,7 @@ class Trainer:
         self.loader = build_loader(train_set, sampler, args.workers, args.pin_mem)
         objective = Objective(run.model, LOSSES[args.loss])
         if args.compile:
-            speed.compile_module(objective)
+            runtime.compile_module(objective)
         self.objective = wrap(objective, info)
         self.protocol = protocol_of(args).label  # of the validation
         self.folder = Path("models") / args.model_id
@@ -186,10 +187,10 @@ class Trainer:
         left = self.steps - run.step
         if not left:
             return
-        options = engine.StepOptions(
+        options = StepOptions(
             args.amp, args.accumulate, args.clip_grad, spare_buffers=args.nonfinite == "skip"
         )
-        steps = engine.train_steps(
+        steps = train_steps(
             self.objective,
             self.loader,
             run.optimizer,
@@ -345,7 +346,7 @@ class Trainer:
             record |= {"skipped": run.skipped}
         self.record(record)
 
-    def check(self, step: engine.Step, number: int) -> None:
+    def check(self, step: Step, number: int) -> None:
         """Report a step whose loss or gradients were not finite; its update was not made.
 
         Args:
@@ -431,7 +432,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         Stopped: a signal came; what could be saved was.
     """
     if args.tf32:
-        speed.allow_tf32()
+        runtime.allow_tf32()
     if args.deterministic:
         utils.make_deterministic()
     info = utils.init_distributed(args.device, args.local_rank)

@@ -26,11 +26,12 @@ from args import Parser
 from benchmarks.pages import markdown
 from benchmarks.speed import DTYPES, machine
 from bert import load_tokenizer
+from data import loaders
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import ShardedBatches, build_loader
-from lib import engine
 from lib.cpu import kernels
 from lib.errors import InputError
+from lib.evaluation import evaluator
 from lib.evaluation.metrics import summarise
 from lib.segmentation import build_model
 from refer.refer import REFER
@@ -83,7 +84,7 @@ def whole(
         pass
     warm()
     began = time.perf_counter()
-    counts = engine.evaluate(model, loader, len(data), device, amp)
+    counts = evaluator.evaluate(model, loader, len(data), device, amp)
     found = counts.of(indices)
     return time.perf_counter() - began, found
 
@@ -98,7 +99,7 @@ def alone(
     began = time.perf_counter()
     with torch.inference_mode():
         for batch in batches:
-            engine.expression_logits(model, engine.to_device(batch, device), amp)
+            evaluator.expression_logits(model, loaders.to_device(batch, device), amp)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began

@@ -22,13 +22,14 @@ from args import Parser
 from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset, Sample
 from data.loaders import ShardedBatches, build_loader
-from lib import engine
+from lib import runtime
+from lib.evaluation import evaluator
 from lib.evaluation.metrics import summarise
 from lib.losses import LOSSES
 from lib.model import Objective
 from lib.segmentation import MODELS, build_model
 from lib.swin import SWIN_SIZES
-from lib.training import optim
+from lib.training import optim, steps
 from refer.refer import REFER
 
 PARTS = {("refcoco", "unc"): ("val", "testA", "testB"), ("refcocog", "umd"): ("val",)}
@@ -62,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--batch-size", type=int, default=8)
     p.add_argument("--lr", type=float, default=3e-4)
     p.add_argument("--loss", default="dice", choices=list(LOSSES))
-    p.add_argument("--amp", default="auto", choices=engine.AMP)
+    p.add_argument("--amp", default="auto", choices=runtime.AMP)
     p.add_argument("--device", default="cuda:0")
     p.add_argument("--target", type=float, default=90.0, help="mIoU that passes")
     p.add_argument("--output", default=None, help="JSON file for the result")
@@ -111,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     while step < args.steps:
         order = rng.permutation(len(data))[: len(data) // args.batch_size * args.batch_size]
         loader = build_loader(data, ShardedBatches(order.tolist(), args.batch_size))
-        for done in engine.train_steps(
-            objective, loader, optimizer, scheduler, info.device, engine.StepOptions(args.amp)
+        for done in steps.train_steps(
+            objective, loader, optimizer, scheduler, info.device, steps.StepOptions(args.amp)
         ):
             losses.append(done.loss)
             step += 1
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 break
     everything = list(range(len(data)))
     loader = build_loader(data, ShardedBatches(everything, args.batch_size))
-    counts = engine.evaluate(model, loader, len(data), info.device, args.amp)
+    counts = evaluator.evaluate(model, loader, len(data), info.device, args.amp)
     metrics = summarise(*counts.of(everything))
     utils.log.info(
         "%d objects, %d expressions, %d steps, %.0f s: train mIoU %.2f, oIoU %.2f (target %.0f)",

@@ -42,7 +42,8 @@ from transformers import BertConfig
 import utils
 from args import Parser
 from benchmarks.pages import markdown
-from lib import engine
+from data import loaders
+from lib import runtime
 from lib.cpu import kernels
 from lib.errors import InputError
 from lib.losses import LOSSES
@@ -50,6 +51,7 @@ from lib.model import Objective, Segmenter
 from lib.segmentation import MODELS, build_model
 from lib.swin import SWIN_SIZES
 from lib.training import optim
+from lib.training.steps import StepOptions, train_steps
 
 T = TypeVar("T")
 
@@ -229,7 +231,7 @@ def flops(case: Case) -> tuple[int, dict[str, int]]:
     """FLOPs of a run, and of each of its modules."""
     device = torch.device(case.device)
     model = build(case, device).train(case.mode == "step")
-    batch = engine.to_device(inputs(replace(case, batch=1), device), device)
+    batch = loaders.to_device(inputs(replace(case, batch=1), device), device)
     if case.mode == "step":
         optim.freeze_unused(model, optim.parameter_groups(model, 1e-2, 10))
     # The plain form of attention is made of matmuls, which every PyTorch counts.
@@ -252,13 +254,13 @@ def runner(case: Case, model: Segmenter, device: torch.device) -> Callable[[], A
         objective: nn.Module = Objective(model, LOSSES["ce"])
         if case.compile:
             objective.compile()
-        steps = engine.train_steps(
+        steps = train_steps(
             objective,
             itertools.repeat(batch),
             optimizer,
             optim.poly_schedule(optimizer, 10**6),
             device,
-            engine.StepOptions(case.amp),
+            StepOptions(case.amp),
         )
         return partial(next, steps)
     model.eval()
@@ -266,8 +268,8 @@ def runner(case: Case, model: Segmenter, device: torch.device) -> Callable[[], A
         model.compile()
 
     def forward() -> Tensor:
-        moved = engine.to_device(batch, device)
-        with torch.inference_mode(), engine.autocast(device, case.amp):
+        moved = loaders.to_device(batch, device)
+        with torch.inference_mode(), runtime.autocast(device, case.amp):
             return model(moved["image"], moved["input_ids"], moved["attention_mask"])
 
     return forward

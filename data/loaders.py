@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from data.transforms import normalize
 from lib.errors import InputError
+
+Batch = dict[str, Any]  # tensors; the run lengths of ground truth masks are strings
 
 GRACE = 30  # seconds that a worker stays for its main process to finish and save
 
@@ -204,6 +207,18 @@ def collate(samples: list[Any]) -> Any:
     rows = [sample | {"image": sample["image"].permute(1, 2, 0)} for sample in samples]
     batch = default_collate(rows)
     return batch | {"image": batch["image"].permute(0, 3, 1, 2)}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch, and make of its bytes what models take there: a quarter or less is sent."""
+    moved = {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
+    moved["image"] = normalize(moved["image"])
+    target = moved.get("target")
+    if target is not None and target.dtype == torch.uint8:
+        moved["target"] = target.long()
+    return moved
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -27,8 +27,8 @@ from args import Parser, dataset_options, parse_report, protocol_of, refer_optio
 from bert.tokenizer import Tokenizer
 from data.dataset_refer_bert import ReferDataset
 from demo_inference import load, predict
-from lib.engine import at_size
 from lib.errors import InputError
+from lib.evaluation.evaluator import resize_prediction
 from lib.evaluation.metrics import Metrics, intersection_union, sample_iou
 from lib.evaluation.protocol import warning
 from lib.evaluation.tables import format_table
@@ -173,7 +173,7 @@ def figure_row(
         # Polygons are in the annotated size, which a copy of the picture may not have.
         mask = Image.fromarray(dataset.mask(sample).astype(np.uint8))
         truth = np.array(mask.resize(picture.size, Image.Resampling.NEAREST), dtype=bool)
-        found = at_size(of_sentence, picture.height, picture.width).mask
+        found = resize_prediction(of_sentence, picture.height, picture.width).mask
         inter, union = intersection_union(
             torch.from_numpy(found)[None], torch.from_numpy(truth)[None]
         )

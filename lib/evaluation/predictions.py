@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lib.engine import Answer
 from lib.errors import InputError
+from lib.evaluation.evaluator import SamplePrediction
 
 SCORE_DIGITS = 6
 
 
-def line(about: dict[str, Any], answer: Answer, protocol: str) -> dict[str, Any]:
+def line(about: dict[str, Any], answer: SamplePrediction, protocol: str) -> dict[str, Any]:
     """What the file says of a sample.
 
     Args:

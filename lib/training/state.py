@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib.engine import Step
 from lib.errors import InputError
 from lib.model import Segmenter
+from lib.training.steps import Step
 
 
 @dataclass

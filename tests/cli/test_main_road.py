@@ -12,7 +12,7 @@ import demo_inference as demo_script
 import test as test_script
 import train as train_script
 from args import parse_train
-from lib import speed
+from lib import runtime
 from lib.evaluation.metrics import PRECISION_AT
 from tests.scripts import Shapes, jsonl, run
 
@@ -218,11 +218,11 @@ def test_speed_options_where_nothing_is_trained(
     """They reach the model: each is asked for, once, and the result is as without."""
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(speed, "compile_module", lambda model: asked.append("compile"))
-    monkeypatch.setattr(speed, "allow_tf32", lambda: asked.append("tf32"))
-    real = speed.use_channels_last
+    monkeypatch.setattr(runtime, "compile_module", lambda model: asked.append("compile"))
+    monkeypatch.setattr(runtime, "allow_tf32", lambda: asked.append("tf32"))
+    real = runtime.use_channels_last
     monkeypatch.setattr(
-        speed, "use_channels_last", lambda model: (asked.append("channels last"), real(model))
+        runtime, "use_channels_last", lambda model: (asked.append("channels last"), real(model))
     )
     options = [*shapes.options, "--resume", str(trained / "checkpoints/model_best_whole.pth")]
     fast = ["--compile", "--channels-last", "--tf32"]

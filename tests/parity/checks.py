@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from bert import encode, load_tokenizer
+from data import loaders
 from data.transforms import Preprocess, normalize
-from lib import engine
 from lib.evaluation.metrics import intersection_union, sample_iou, summarise
 from lib.lavt import LAVT
 from lib.losses import cross_entropy
 from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
 from lib.training import optim
+from lib.training.steps import train_steps
 from tests.parity import golden
 
 CASES = "abcde"
@@ -275,8 +276,8 @@ def run_training(dtype: torch.dtype, steps: int = 3) -> Training:
     sizes = {release_name(k): v.numel() for k, v in model.state_dict().items()}
     out = Training([], [], {}, {}, {}, sizes)
     # The measured picture is normal noise, not pixels: it is not to be normalised.
-    with mock.patch.object(engine, "normalize", lambda picture: picture):
-        run = engine.train_steps(
+    with mock.patch.object(loaders, "normalize", lambda picture: picture):
+        run = train_steps(
             Objective(model, cross_entropy),
             [batch] * steps,
             optimizer,

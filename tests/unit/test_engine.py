@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 
-from lib.engine import AMP, Step, StepOptions, autocast, resolve_amp, train_steps
 from lib.losses import LOSSES
 from lib.model import Objective
+from lib.runtime import AMP, autocast, resolve_amp
 from lib.segmentation import MODELS, build_model
 from lib.swin import SWIN_SIZES, SwinSize
 from lib.training.optim import build_optimizer, freeze_unused, parameter_groups, poly_schedule
+from lib.training.steps import Step, StepOptions, train_steps
 
 CPU = torch.device("cpu")
 PLAIN = StepOptions()

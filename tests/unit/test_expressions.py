@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib import engine
+from lib.evaluation import evaluator
 
 
 class Recorder(nn.Module):
@@ -34,13 +34,13 @@ def parts_of_a_gpu(image: Tensor, owner: Tensor, most: int) -> object:
     return list(PARTS(image.to("meta"), owner, most))
 
 
-PARTS = engine._parts
+PARTS = evaluator._parts
 
 
 @pytest.fixture(params=["cpu", "gpu"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "gpu":
-        monkeypatch.setattr(engine, "_parts", parts_of_a_gpu)
+        monkeypatch.setattr(evaluator, "_parts", parts_of_a_gpu)
     return request.param
 
 
@@ -55,7 +55,7 @@ def test_a_sentence_a_sample(device: str, shares: bool, owner: list[int]) -> Non
     ids = torch.randint(1, 50, (len(owner), 5))
     batch = {"image": pictures(owner[-1] + 1), "input_ids": ids}
     batch |= {"attention_mask": torch.ones_like(ids), "of_picture": torch.tensor(owner)}
-    logits, counts = engine.expression_logits(model, batch, "off")
+    logits, counts = evaluator.expression_logits(model, batch, "off")
     assert counts == [1] * len(owner)
     assert logits[:, 0, 0, 0].tolist() == [o + 1 for o in owner]
     assert logits[:, 1, 0, 0].tolist() == ids.sum(1).tolist()
@@ -79,7 +79,7 @@ def test_sentences_side_by_side(
     batch |= {"attention_mask": torch.ones_like(ids), "expressions": torch.tensor(counts)}
     if owner:
         batch["of_picture"] = torch.tensor(owner)
-    logits, found = engine.expression_logits(model, batch, "off")
+    logits, found = evaluator.expression_logits(model, batch, "off")
     assert found == counts
     wanted = [(s, k) for s, number in enumerate(counts) for k in range(number)]
     assert logits[:, 0, 0, 0].tolist() == [of_sample[s] + 1 for s, _ in wanted]

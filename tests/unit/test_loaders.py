@@ -17,9 +17,9 @@ from data.loaders import (
     build_loader,
     one_expression_per_object,
     share_pictures,
+    to_device,
 )
 from data.transforms import normalize
-from lib.engine import to_device
 from lib.errors import InputError
 from refer import REFER
 from tests.refer_files import TINY_BERT, write_root

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from lib.engine import Answer
 from lib.errors import InputError
+from lib.evaluation.evaluator import SamplePrediction
 from lib.evaluation.predictions import Part, line, merge_parts
 from refer.masks import run_lengths, shared_pixels
 from tests.scripts import jsonl
@@ -93,7 +93,7 @@ def test_masks_of_two_sizes_share_nothing() -> None:
 def test_a_line(tmp_path: Path) -> None:
     """Its fields, and that pycocotools reads it as a detection."""
     mask, truth = masks(0)
-    answer = Answer(3, 2, 8, 0.123456789, run_lengths(mask), run_lengths(truth))
+    answer = SamplePrediction(3, 2, 8, 0.123456789, run_lengths(mask), run_lengths(truth))
     about = {"image_id": 5, "category_id": 1, "kind": "size"}
     found = line(about, answer, "text=sent")
     assert found == {

@@ -15,8 +15,8 @@ from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import ShardedBatches, build_loader
 from data.transforms import normalize
-from lib import engine
-from lib.engine import Answer
+from lib.evaluation import evaluator
+from lib.evaluation.evaluator import SamplePrediction
 from lib.evaluation.protocol import Protocol, at_photo_size, tag, warning
 from refer import REFER
 from tests.by_hand import Bools, Floats, averaged, counts, resized
@@ -88,9 +88,9 @@ def dataset(refer: REFER, mode: str, union: bool = False) -> ReferDataset:
 
 def evaluated(
     data: ReferDataset, batch_size: int, at_photo: bool, model: Stub | None = None
-) -> tuple[list[list[int]], list[Answer]]:
-    answers: list[Answer] = []
-    found = engine.evaluate(
+) -> tuple[list[list[int]], list[SamplePrediction]]:
+    answers: list[SamplePrediction] = []
+    found = evaluator.evaluate(
         model or Stub(),
         build_loader(data, ShardedBatches(range(len(data)), batch_size)),
         len(data),

@@ -17,15 +17,17 @@ from torch.utils.data import DataLoader
 
 from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
-from lib import speed
-from lib.engine import StepOptions, autocast, to_device, train_steps
+from data.loaders import to_device
+from lib import runtime
 from lib.errors import InputError
 from lib.evaluation.metrics import intersection_union
 from lib.losses import LOSSES
 from lib.model import Objective, Segmenter
+from lib.runtime import autocast
 from lib.segmentation import build_model
 from lib.swin import SWIN_SIZES, SwinBlock, SwinSize
 from lib.training.optim import build_optimizer, freeze_unused, parameter_groups, poly_schedule
+from lib.training.steps import StepOptions, train_steps
 from refer.refer import REFER
 from tests.refer_files import CC0_ROOT, TINY_BERT
 
@@ -36,10 +38,10 @@ Change = Callable[[torch.nn.Module], None]
 WAYS: dict[str, tuple[float, StepOptions, list[Change], bool]] = {
     "bf16": (0.02, StepOptions("bf16"), [], False),
     "fp16": (0.01, StepOptions("fp16"), [], False),
-    "channels last": (1e-3, StepOptions(), [speed.use_channels_last], False),
-    "grad checkpoint": (0.0, StepOptions(), [speed.recompute_blocks], False),
+    "channels last": (1e-3, StepOptions(), [runtime.use_channels_last], False),
+    "grad checkpoint": (0.0, StepOptions(), [runtime.recompute_blocks], False),
     "fused AdamW": (2e-3, StepOptions(), [], True),
-    "all": (0.02, StepOptions("bf16"), [speed.use_channels_last, speed.recompute_blocks], True),
+    "all": (0.02, StepOptions("bf16"), [runtime.use_channels_last, runtime.recompute_blocks], True),
 }
 
 
@@ -125,8 +127,8 @@ def masks(model: Segmenter, batches: list[dict[str, Tensor]], amp: str) -> Tenso
     [
         ("bf16", None),
         ("fp16", None),
-        ("off", speed.use_channels_last),
-        ("bf16", speed.use_channels_last),
+        ("off", runtime.use_channels_last),
+        ("bf16", runtime.use_channels_last),
     ],
 )
 def test_masks_on_real_photos(
@@ -157,7 +159,7 @@ def test_recomputed_blocks_run_twice_and_only_while_training(
     for recompute, expected in ((False, 8), (True, 16)):
         model, calls = build(), 0
         if recompute:
-            speed.recompute_blocks(model)
+            runtime.recompute_blocks(model)
         train(model, photos[:1], StepOptions())
         assert calls == expected
     calls = 0
@@ -175,7 +177,7 @@ def test_compiled_training_and_evaluation(trained: Segmenter) -> None:
     gradient, x.grad = x.grad, None
     weight_gradient = block.mlp.fc1.weight.grad.clone()
     block.zero_grad()
-    speed.compile_module(block)
+    runtime.compile_module(block)
     assert list(block.state_dict()) == names
     found = block(x)
     found.square().sum().backward()
@@ -192,14 +194,14 @@ def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
     with pytest.raises(InputError, match="install g"):
-        speed.compile_module(torch.nn.Linear(2, 2))
+        runtime.compile_module(torch.nn.Linear(2, 2))
 
 
 def test_tf32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     restore = partial(setattr, torch.backends.cudnn, "allow_tf32", before[1])
     try:
-        speed.allow_tf32()
+        runtime.allow_tf32()
         assert torch.backends.cuda.matmul.allow_tf32
         assert torch.backends.cudnn.allow_tf32
     finally:

@@ -1,12 +1,36 @@
-"""Ways to compute the same faster or in less memory, each asked for by an option."""
+"""How a model runs: mixed precision, memory format, compilation, TF32, recomputation."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
 
 from lib.errors import InputError
 from lib.swin import SwinBlock
+
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AMP = (*AMP_DTYPES, "auto")
+
+
+def resolve_amp(amp: str, device: torch.device) -> str:
+    """'auto' becomes 'bf16' where the hardware multiplies in bfloat16, else 'off'."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "off"
+    # Private to torch, so their absence must do no harm: then it is merely slower.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    native = any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return "bf16" if native else "off"
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
+    """Mixed precision of a forward pass: one of :data:`AMP`; 'off' is float32."""
+    dtype = AMP_DTYPES[resolve_amp(amp, device)]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def prepare(model: nn.Module, *, channels_last: bool, compiled: bool, tf32: bool) -> None:

@@ -35,7 +35,7 @@ class Sample(TypedDict, total=False):
     attention_mask: Tensor  # of the same shape, 1 = real token
     index: int  # of the sample in the data set
     expressions: int  # averaged expressions only: how many of the K rows are used
-    truth: str  # with photo_masks only: the mask at the photo's size, COCO's run lengths
+    original_mask: str  # with original_masks only: the mask at the photo's size, COCO's run lengths
     height: int  # likewise: of the photo, pixels
     width: int
 
@@ -50,6 +50,10 @@ class Record:
     sent_ids: tuple[int, ...]
     sentences: tuple[str, ...]  # that are fed: several where their predictions are averaged
     file_name: str
+
+    @property
+    def ann_ids(self) -> list[int]:
+        return [self.ann_id]
 
     @property
     def sentence(self) -> str:
@@ -117,7 +121,7 @@ class ReferDataset(Dataset[Sample]):
         eval_mode: 'each' sentence is a sample; or each object is one, its sentences joined by
             spaces ('cat') or side by side, for their predictions to be averaged ('mean').
         text: 'raw', which the release feeds, or 'sent', lower-cased and cleaned.
-        photo_masks: whether samples have their mask at the photo's own size too.
+        original_masks: whether samples have their mask at the photo's own size too.
 
     Attributes:
         records: what each sample is about.
@@ -139,21 +143,21 @@ class ReferDataset(Dataset[Sample]):
         union_masks: bool = False,
         eval_mode: str = "each",
         text: str = "raw",
-        photo_masks: bool = False,
+        original_masks: bool = False,
     ) -> None:
         self.refer = refer
         self.split = split
         self.preprocess = Preprocess(img_size)
         self.union_masks = union_masks
         self.eval_mode = eval_mode
-        self.photo_masks = photo_masks
+        self.original_masks = original_masks
         self.tables = tables = refer.tables
         self.texts = tables.sent if text == "sent" else tables.raw
         self.records = Records(self)
         refs = _rows_of_split(refer, split)
         counts = tables.sentence[refs + 1] - tables.sentence[refs]
         refs, counts = refs[counts > 0], counts[counts > 0]
-        self.expressions = int(counts.sum())
+        self.expression_count = int(counts.sum())
         per_ref = counts if eval_mode == "each" else np.ones_like(counts)
         self.samples_of_ref = Spans(offsets(per_ref))
         self._ref = refs.repeat(per_ref)  # of each sample, its row
@@ -183,10 +187,14 @@ class ReferDataset(Dataset[Sample]):
         index = range(len(self))[index]
         image, target = self.image(index), self.target(index)
         sample: Sample = {"image": image, "target": target, **self.text(index), "index": index}
-        if self.photo_masks:
+        if self.original_masks:
             mask = self.mask(index)
             height, width = mask.shape
-            sample |= {"truth": run_lengths(mask)["counts"], "height": height, "width": width}
+            sample |= {
+                "original_mask": run_lengths(mask)["counts"],
+                "height": height,
+                "width": width,
+            }
         return sample
 
     def text(self, index: int) -> Sample:
@@ -283,7 +291,7 @@ class ReferDataset(Dataset[Sample]):
         chosen = [self.records[i] for i in indices]
         return [f"ref {r.ref_id} ({r.file_name}) {r.sentence[:60]!r}" for r in chosen]
 
-    def by_picture(self, indices: Iterable[int]) -> list[int]:
+    def group_by_image(self, indices: Iterable[int]) -> list[int]:
         """Samples about the same picture side by side, otherwise in their order."""
         indices = list(indices)
         images = self._image_ids[indices].tolist()
@@ -366,7 +374,7 @@ class ReferDataset(Dataset[Sample]):
         return int(others[index % len(others)]) if len(others) else None
 
 
-class OtherObjectSentences(Dataset[Sample]):
+class OtherObjectExpressions(Dataset[Sample]):
     """The control: each picture and mask with the sentence of another object in the picture.
 
     A network that uses the sentence must do badly here.
@@ -387,9 +395,9 @@ class OtherObjectSentences(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def by_picture(self, indices: Iterable[int]) -> list[int]:
-        """As :meth:`ReferDataset.by_picture`."""
-        return self.dataset.by_picture(indices)
+    def group_by_image(self, indices: Iterable[int]) -> list[int]:
+        """As :meth:`ReferDataset.group_by_image`."""
+        return self.dataset.group_by_image(indices)
 
     def __getitem__(self, index: int) -> Sample:
         return {**self.dataset[index], **self.dataset.text(self._other[index])}

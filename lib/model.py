@@ -158,12 +158,14 @@ class Objective(nn.Module):
         self.model = model
         self.loss = loss
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Scalar loss of a batch {image, input_ids, attention_mask, target}."""
-        return self.model.objective(
-            batch["image"],
-            batch["input_ids"],
-            batch["attention_mask"],
-            batch["target"],
-            self.loss,
-        )
+        return {
+            "seg": self.model.objective(
+                batch["image"],
+                batch["input_ids"],
+                batch["attention_mask"],
+                batch["target"],
+                self.loss,
+            )
+        }

@@ -60,6 +60,7 @@ def build_model(
     text_dropout: bool | None = None,
     max_tokens: int = 0,
     variant: Variant = PUBLISHED,
+    accelerate: bool = True,
 ) -> Segmenter:
     """Build a model with fresh weights.
 

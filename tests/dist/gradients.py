@@ -15,7 +15,7 @@ from lib.losses import cross_entropy
 from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
 from lib.variants import Variant
-from train import wrap
+from utils import wrap_ddp
 
 
 def model(name: str) -> Segmenter:
@@ -62,7 +62,7 @@ def gradients(name: str, rank: int, info: utils.DistInfo | None = None) -> dict[
     bare = model(name)
     objective: torch.nn.Module = Objective(bare, cross_entropy)
     if info is not None:
-        objective = wrap(Objective(bare, cross_entropy), info)
+        objective = wrap_ddp(Objective(bare, cross_entropy), info)
     objective(shard(rank)).backward()
     return {n: p.grad.clone() for n, p in bare.named_parameters() if p.grad is not None}
 

@@ -65,7 +65,7 @@ def train_steps(
     A step whose loss or gradients are not finite does not touch weights and optimizer.
 
     Args:
-        objective: maps a batch to a scalar: :class:`lib.model.Objective`, in DDP or bare.
+        objective: maps a batch to named losses: :class:`lib.model.Objective`, in DDP or bare.
         loader: batches of :class:`data.dataset_refer_bert.ReferDataset`.
         optimizer, scheduler: the schedule is stepped after every iteration.
         device: where the model lives.
@@ -120,7 +120,7 @@ def _backward(
         alone = nullcontext() if last else getattr(objective, "no_sync", nullcontext)()
         with alone:
             with autocast(device, options.amp):
-                loss = objective(to_device(batch, device))
+                loss = torch.stack(list(objective(to_device(batch, device)).values())).sum()
             scaler.scale(loss / len(batches)).backward()
         losses.append(loss.detach())
     return torch.stack(losses).mean() if len(losses) > 1 else losses[0]

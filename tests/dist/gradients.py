@@ -63,7 +63,7 @@ def gradients(name: str, rank: int, info: utils.DistInfo | None = None) -> dict[
     objective: torch.nn.Module = Objective(bare, cross_entropy)
     if info is not None:
         objective = wrap(Objective(bare, cross_entropy), info)
-    objective(shard(rank)).backward()
+    sum(objective(shard(rank)).values()).backward()
     return {n: p.grad.clone() for n, p in bare.named_parameters() if p.grad is not None}
 
 

@@ -72,6 +72,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     optim.freeze_unused(model, groups)
     total_batch = info.world * args.batch_size * args.accumulate
     lr = optim.scaled_lr(args.lr, total_batch, args.scale_lr)
+    for line in optim.describe_groups(model, groups, lr, args.lang_layers):
+        log.info("%s", line)
     optimizer = optim.build_optimizer(groups, lr, args.weight_decay, args.amsgrad)
     steps = len(sampler) // args.accumulate
     scheduler = optim.poly_schedule(optimizer, steps * args.epochs)

@@ -29,7 +29,6 @@ from bert import load_tokenizer
 from data import loaders
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import ShardedBatches, build_loader
-from lib.cpu import kernels
 from lib.errors import InputError
 from lib.evaluation import evaluator
 from lib.evaluation.metrics import summarise
@@ -139,10 +138,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     refer = REFER(args.refer_data_root, args.dataset, args.splitBy)
     data = ReferDataset(refer, args.split, tokenizer, args.img_size)
     torch.manual_seed(0)
-    model = build_model(
-        "lavt", swin_type=args.swin_type, window_size=args.window, text_config=args.ck_bert
+    build = partial(
+        build_model,
+        "lavt",
+        swin_type=args.swin_type,
+        window_size=args.window,
+        text_config=args.ck_bert,
     )
-    model.to(device).eval()
+    model, plain = build().to(device).eval(), build(accelerate=False).to(device).eval()
+    plain.load_state_dict(model.state_dict())
     indices = list(range(len(data)))[: args.sentences]
     ordered = ShardedBatches(data.by_picture(indices), args.batch_size)
     ready = list(build_loader(data, ordered, sharing=True))
@@ -163,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             times.setdefault((amp, way), []).append(seconds)
             found[amp, way] = counts
         if amp == "off":
-            with kernels.plain():
-                seconds, counts = whole(model, data, indices, args, device, amp, 1, False, warm)
+            seconds, counts = whole(plain, data, indices, args, device, amp, 1, False, warm)
             times.setdefault((amp, PLAIN), []).append(seconds)
     rows = [
         {

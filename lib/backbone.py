@@ -1,4 +1,4 @@
-"""The multi-modal Swin Transformer: language joins the picture at the end of each stage."""
+"""The multi-modal Swin Transformer: a PWAM and a language gate in every stage (LAVT, Fig. 2)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class MultiModalStage(nn.Module):
     Args:
         dim: channels C of the stage.
         depth, num_heads, window_size, drop_paths: of the Swin blocks.
-        lang_dim: channels of the words.
-        fusion_heads, fusion_drop: of the PWAM.
-        last: the last stage has no successor: no merging, and its gate (kept because the
-            published weights hold it) is not computed, unless the decoder sees what it gates.
-        variant: the form of fusion and gate.
+        lang_dim: channels C_l of the word features.
+        fusion_heads, fusion_drop: heads and dropout of the PWAM.
+        last: no patch merging follows. The last gate is in the published weights, but computed
+            only if the decoder reads its output.
+        variant: the forms of fusion and gate.
     """
 
     def __init__(
@@ -45,33 +45,27 @@ class MultiModalStage(nn.Module):
         self.res_gate = variant.build_gate(dim)
         self.downsample = None if last else PatchMerging(dim)
 
-    def forward(
-        self, x: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, lang: Tensor, lang_mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run the stage.
 
         Args:
             x: (B, H, W, C).
-            lang: (B, N_l, C_l).
+            lang: (B, N_l, C_l) word features.
             lang_mask: (B, N_l), 1 = real token.
-            of_picture: (B,), which of the maps each sentence is about; None: each has its own.
 
         Returns:
-            Features for the decoder (F, or V' in a variant), (B, H, W, C), and the input of the
-            next stage, (B, ceil(H/2), ceil(W/2), 2C), None after the last stage.
+            The decoder's input, F (in a variant V'), (B, H, W, C), and the next stage's,
+            (B, ceil(H/2), ceil(W/2), 2C), None after the last stage.
         """
         for block in self.blocks:
             x = block(x)
-        if of_picture is not None:
-            x = x[of_picture]
-        vis = x.flatten(1, 2)  # (B, HW, C)
-        fused = self.fusion(vis, lang, lang_mask).view_as(x)
+        fused = self.fusion(x.flatten(1, 2), lang, lang_mask).view_as(x)  # F
         if self.downsample is None and not self.decode_gated:
             return fused, None
         if self.res_gate is not None:
-            x = torch.addcmul(x, self.res_gate(fused), fused)  # V'
-        shown = x if self.decode_gated else fused
-        return shown, None if self.downsample is None else self.downsample(x)
+            x = torch.addcmul(x, self.res_gate(fused), fused)  # V' = V + S * F (LAVT, Sec. 3.3)
+        skip = x if self.decode_gated else fused
+        return skip, None if self.downsample is None else self.downsample(x)
 
 
 class MultiModalSwin(nn.Module):
@@ -80,13 +74,12 @@ class MultiModalSwin(nn.Module):
     Args:
         size: widths, depths and heads.
         window_size: 7 or 12 in the published models.
-        lang_dim: channels of the words.
-        fusion_heads: heads of the four PWAMs.
-        fusion_drop: dropout in the PWAMs.
+        lang_dim: channels C_l of the word features.
+        fusion_heads, fusion_drop: heads of the four PWAMs, and their dropout.
         drop_path: rate of the last block; the others grow linearly from 0.
-        ape_grid: side of the grid of an absolute position embedding, added after the patch
-            embedding and resized to the picture; 0 (published) for none.
-        variant: the form of fusion and gate.
+        ape_grid: side of the grid of an absolute position embedding, which is added to the
+            patches, resized to the image; 0 (published) for none.
+        variant: the forms of fusion and gate.
     """
 
     def __init__(
@@ -106,10 +99,9 @@ class MultiModalSwin(nn.Module):
         if ape_grid:
             self.absolute_pos_embed = nn.Parameter(position_embedding(size.embed_dim, ape_grid))
         rates = drop_path_rates(size.depths, drop_path)
-        last = len(size.depths) - 1
         self.layers = nn.ModuleList(
             MultiModalStage(
-                size.stage_dims[i],
+                dim,
                 size.depths[i],
                 size.num_heads[i],
                 window_size,
@@ -117,52 +109,47 @@ class MultiModalSwin(nn.Module):
                 lang_dim,
                 fusion_heads[i],
                 fusion_drop,
-                last=i == last,
+                last=i == len(size.depths) - 1,
                 variant=variant,
             )
-            for i in range(len(size.depths))
+            for i, dim in enumerate(size.stage_dims)
         )
         for i, dim in enumerate(size.stage_dims):
             self.add_module(f"norm{i}", nn.LayerNorm(dim))
         self.apply(init_linear)
 
-    def forward(
-        self, image: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
-    ) -> list[Tensor]:
-        """Encode a picture under the guidance of a sentence.
+    def forward(self, image: Tensor, lang: Tensor, lang_mask: Tensor) -> list[Tensor]:
+        """Encode an image together with an expression.
 
         Args:
             image: (B, 3, H, W), normalised.
             lang: (B, N_l, C_l) word features.
             lang_mask: (B, N_l), 1 = real token.
-            of_picture: (B,), which of the pictures each sentence is about; None: each has its own.
 
         Returns:
-            Four maps (B, C_i, H_i, W_i) of stride 4, 8, 16, 32.
+            Four feature maps (B, C_i, H_i, W_i) of stride 4, 8, 16, 32.
         """
-        position = getattr(self, "absolute_pos_embed", None)
-        x: Tensor | None = embed(image, self.patch_embed, position)
+        x = embed(image, self.patch_embed, getattr(self, "absolute_pos_embed", None))
         maps = []
         for i, stage in enumerate(self.layers):
-            fused, x = stage(x, lang, lang_mask, of_picture if i == 0 else None)
-            norm = getattr(self, f"norm{i}")
-            maps.append(norm(fused).permute(0, 3, 1, 2))
+            skip, x = stage(x, lang, lang_mask)
+            maps.append(getattr(self, f"norm{i}")(skip).permute(0, 3, 1, 2))
         return maps
 
 
 def position_embedding(dim: int, grid: int) -> Tensor:
-    """Sines and cosines of x and y, (1, C, grid, grid): where an absolute position starts from.
+    """Initial absolute position embedding: sines and cosines of x and y, (1, C, grid, grid).
 
-    Smooth, and as large as the normalised patches it is added to. Swin's own start, noise of 0.02,
-    makes a network that learns from nothing wait long for "left" and "top".
+    Of the size of the normalised patches. With Swin's own start, noise of 0.02, a network without
+    pretrained weights takes long to learn "left" and "top".
 
     Args:
-        dim: channels C; a half speaks of x, a half of y.
+        dim: channels C; one half encodes x, the other y.
         grid: side of the grid.
     """
-    place = (torch.arange(grid) + 0.5) / grid  # from 0 to 1, whatever the grid
+    place = (torch.arange(grid) + 0.5) / grid  # in (0, 1)
     pairs = dim // 4
-    # Wavelengths from twice the picture, which tells left from right, down to an eighth.
+    # Wavelengths from twice the image, which separates left from right, down to an eighth.
     frequency = torch.pi * 2 ** torch.linspace(0, 4, pairs)
     angle = place[:, None] * frequency  # (grid, pairs)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1).T  # (2 * pairs, grid)
@@ -171,18 +158,12 @@ def position_embedding(dim: int, grid: int) -> Tensor:
     return F.pad(torch.cat([x, y]), (0, 0, 0, 0, 0, dim - 4 * pairs))[None]
 
 
-def embed(image: Tensor, patches: nn.Module, position: Tensor | None) -> Tensor:
-    """A picture's patches and, where there is one, their absolute position.
+def embed(image: Tensor, patch_embed: nn.Module, position: Tensor | None) -> Tensor:
+    """Patch embedding plus the absolute position embedding (1, C, h, w), if there is one.
 
-    Args:
-        image: (B, 3, H, W).
-        patches: the :class:`lib.swin.PatchEmbed`.
-        position: (1, C, h, w), resized to the picture; or None.
-
-    Returns:
-        (B, H/4, W/4, C).
+    (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C).
     """
-    x: Tensor = patches(image)
+    x: Tensor = patch_embed(image)
     if position is None:
         return x
     position = F.interpolate(position, size=x.shape[1:3], mode="bicubic")
@@ -190,7 +171,7 @@ def embed(image: Tensor, patches: nn.Module, position: Tensor | None) -> Tensor:
 
 
 def init_linear(module: nn.Module) -> None:
-    """Truncated normal 0.02 and zero bias for linear layers; the others keep PyTorch's default."""
+    """Truncated normal 0.02 and zero bias for linear layers; others keep PyTorch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,7 +1,7 @@
-"""CrossVLT (IEEE TMM 2023): language and vision encoders that take turns, fused both ways.
+"""CrossVLT (IEEE TMM 2023): vision and language encoders of four stages that attend to each other.
 
-The network, its loss and the facts about its parameters. Swin blocks, patch merging, gates,
-decoder and BERT's layers are those of LAVT; attribute names are those of the published weights.
+Swin blocks, patch merging, gates, decoder and BERT's layers are those of LAVT. Attribute names are
+those of the published weights.
 """
 
 from __future__ import annotations
@@ -22,30 +22,37 @@ from transformers.models.bert.modeling_bert import (
 
 from bert import build_text_encoder
 from lib.backbone import embed, init_linear, position_embedding
-from lib.cpu.kernels import use_linear
 from lib.errors import InputError
 from lib.fusion import LanguageGate, TokenConv1d, TokenInstanceNorm, split_heads, word_bias
 from lib.losses import Loss, cross_entropy
 from lib.mask_predictor import MaskPredictor, upsample
-from lib.model import Segmenter, State, at_least_float32, decay_group, fill_text
+from lib.model import (
+    Frozen,
+    Segmenter,
+    State,
+    at_least_float32,
+    bert_group,
+    decay_group,
+    fill_text,
+)
 from lib.swin import PatchEmbed, PatchMerging, SwinSize, drop_path_rates, swin_blocks
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertModel
 
-ALIGN_DIM = 256  # width of the space in which pixels and sentences are compared
-HEAD_WIDTH = 64  # channels per head in every pixel-word attention
-STAGE1_LAYERS = 6  # the first half of BERT-base; stages 2-4 have one layer each
+ALIGN_DIM = 256  # width of the space in which pixels and expressions are compared
+HEAD_WIDTH = 64  # channels per head of the pixel-word attention
+STAGE1_LAYERS = 6  # BERT layers of language stage 1; stages 2-4 have one each
 
 
 class CrossVLTOutput(NamedTuple):
-    """What training compares with the target.
+    """What the losses are computed of.
 
     Attributes:
         logits: (B, 2, H, W) of background and object.
         similarity: four maps (B, 1, H_i, W_i) of stride 4, 8, 16, 32: cosine of each visual token
-            and the sentence, over the stage's temperature. Under autocast too they are of the
-            weights' type.
+            and the expression, divided by the stage's temperature. Of the weights' type, also
+            under autocast.
     """
 
     logits: Tensor
@@ -53,11 +60,11 @@ class CrossVLTOutput(NamedTuple):
 
 
 class WordFusion(nn.Module):
-    """Words into visual tokens: GELU(Conv(V + W)), W the words each token gathers.
+    """Fusion of words into visual tokens: GELU(Conv(V + W)), W the attended words of each token.
 
     Args:
         vis_dim: channels C of the visual tokens.
-        lang_dim: channels of the words.
+        lang_dim: channels C_l of the word features.
         width: channels of the attention, a multiple of 64.
     """
 
@@ -73,22 +80,19 @@ class WordFusion(nn.Module):
         self.project_mm = nn.Sequential(TokenConv1d(vis_dim, vis_dim), nn.GELU())
 
     def attention(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
-        """Weights of the words for each token, (B, heads, HW, N_l); :meth:`forward` fuses them."""
+        """Attention weights (B, heads, HW, N_l); arguments as in :meth:`forward`."""
         query = split_heads(self.v_q(vis.flatten(1, 2)), self.num_heads)
         key = split_heads(self.l_q(lang), self.num_heads)
         logits = query @ key.transpose(-2, -1) * HEAD_WIDTH**-0.5
         return (logits + word_bias(lang_mask, query.dtype)).softmax(dim=-1)
 
     def forward(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
-        """Fuse.
+        """Fused feature map (B, H, W, C).
 
         Args:
-            vis: (B, H, W, C).
-            lang: (B, N_l, C_l).
+            vis: (B, H, W, C) feature map.
+            lang: (B, N_l, C_l) word features.
             lang_mask: (B, N_l), 1 = real token.
-
-        Returns:
-            (B, H, W, C).
         """
         tokens = vis.flatten(1, 2)  # (B, HW, C)
         query = split_heads(self.v_q(tokens), self.num_heads)  # (B, heads, HW, 64)
@@ -106,10 +110,10 @@ class FusedStage(nn.Module):
     Args:
         dim: channels C of the stage.
         depth, num_heads, window_size, drop_paths: of the Swin blocks.
-        lang_dim: channels of the words.
+        lang_dim: channels C_l of the word features.
         width: channels of the first fusion's attention.
-        last: the last stage has no successor: it ends after the first fusion, and its gate (kept
-            because the published weights hold it) is not computed.
+        last: the stage ends after the first fusion. Its gate is in the published weights, but not
+            computed.
     """
 
     def __init__(
@@ -137,7 +141,7 @@ class FusedStage(nn.Module):
             self.downsample = PatchMerging(dim)
 
     def forward(
-        self, x: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
+        self, x: Tensor, lang: Tensor, lang_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the stage.
 
@@ -145,17 +149,14 @@ class FusedStage(nn.Module):
             x: (B, H, W, C).
             lang: (B, N_l, C_l).
             lang_mask: (B, N_l), 1 = real token.
-            of_picture: (B,), which of the maps each sentence is about; None: each has its own.
 
         Returns:
-            The map before fusion and the fused one for the decoder, both (B, H, W, C), and the
-            input of the next stages of both encoders, (B, ceil(H/2), ceil(W/2), 2C), None after
-            the last.
+            The feature map before fusion, the fused one (the decoder's input), both (B, H, W, C),
+            and the input of the next stage of both encoders, (B, ceil(H/2), ceil(W/2), 2C), None
+            after the last stage.
         """
         for block in self.blocks:
             x = block(x)
-        if of_picture is not None:
-            x = x[of_picture]
         fused = self.attn1(x, lang, lang_mask)
         if self.last:
             return x, fused, None
@@ -165,13 +166,13 @@ class FusedStage(nn.Module):
 
 
 class VisionStage(nn.Module):
-    """A stage with its output norm; the first one also embeds the picture.
+    """A stage with its output norm; the first one also has the patch embedding.
 
     Args:
         size: widths, depths and heads of the Swin.
         index: number of the stage, from 0.
         window_size, drop_paths: of the Swin blocks.
-        lang_dim: channels of the words.
+        lang_dim: channels C_l of the word features.
         ape_grid: as in :class:`lib.backbone.MultiModalSwin`.
     """
 
@@ -197,7 +198,7 @@ class VisionStage(nn.Module):
             window_size,
             drop_paths,
             lang_dim,
-            # As released: the first fusion is as wide as its successor.
+            # As released: stage 1's first fusion is as wide as its second.
             width=2 * dim if index == 0 else dim,
             last=index == len(size.depths) - 1,
         )
@@ -206,21 +207,21 @@ class VisionStage(nn.Module):
         self.apply(init_linear)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Patches with their absolute position, if any; of the first stage only."""
+        """Patch and position embedding, (B, 3, H, W) -> (B, H/4, W/4, C); first stage only."""
         return embed(image, self.patch_embed, getattr(self, "absolute_pos_embed", None))
 
     def forward(
-        self, x: Tensor, lang: Tensor, lang_mask: Tensor, of_picture: Tensor | None = None
+        self, x: Tensor, lang: Tensor, lang_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As :class:`FusedStage`, but the decoder's map is normalised and (B, C, H, W)."""
-        vis, fused, onward = self.layers(x, lang, lang_mask, of_picture)
-        return vis, getattr(self, self.norm_name)(fused).permute(0, 3, 1, 2), onward
+        """As :class:`FusedStage`; the decoder's input is normalised and (B, C, H, W)."""
+        vis, fused, following = self.layers(x, lang, lang_mask)
+        return vis, getattr(self, self.norm_name)(fused).permute(0, 3, 1, 2), following
 
 
-class PictureAttention(nn.Module):
-    """Words attend to visual tokens: BERT's attention with keys and values of another width.
+class CrossAttention(nn.Module):
+    """Attention of words over visual tokens, as BERT's, with keys and values of another width.
 
-    Written out, because the arguments of transformers' own differ between its versions.
+    Not transformers' own module, whose arguments differ between its versions.
 
     Args:
         config: of BERT.
@@ -247,12 +248,12 @@ class PictureAttention(nn.Module):
         key = split_heads(self.self["key"](vis), self.num_heads)
         value = split_heads(self.self["value"](vis), self.num_heads)
         dropout = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        return self.output(seen.transpose(1, 2).flatten(2), lang)
+        gathered = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.output(gathered.transpose(1, 2).flatten(2), lang)
 
 
 class LanguageStage(nn.Module):
-    """Stages 2-4 of the language encoder: look at the picture, then one BERT layer.
+    """Stages 2-4 of the language encoder: cross attention to the image, then one BERT layer.
 
     Args:
         config: of BERT.
@@ -261,7 +262,7 @@ class LanguageStage(nn.Module):
 
     def __init__(self, config: BertConfig, vis_dim: int) -> None:
         super().__init__()
-        self.crossattention = PictureAttention(config, vis_dim)
+        self.crossattention = CrossAttention(config, vis_dim)
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config)
         self.layer = nn.ModuleList([BertLayer(config)])
@@ -269,20 +270,17 @@ class LanguageStage(nn.Module):
         _init_text(self, config.initializer_range)
 
     def forward(self, lang: Tensor, vis: Tensor, lang_mask: Tensor) -> Tensor:
-        """Run the stage.
+        """Word features (B, N_l, C_l).
 
         Args:
-            lang: (B, N_l, C_l) words of the stage before.
-            vis: (B, HW, C) visual tokens for this stage.
+            lang: (B, N_l, C_l), of the stage before.
+            vis: (B, HW, C) visual tokens, of the stage before.
             lang_mask: (B, N_l), 1 = real token.
-
-        Returns:
-            (B, N_l, C_l).
         """
         lang = self.crossattention(lang, vis)
         lang = self.output(self.intermediate(lang), lang)
         lang = self.layer[0](lang, word_bias(lang_mask, lang.dtype))
-        # transformers 4 wraps a layer's output in a tuple.
+        # A tuple in transformers 4.
         return lang[0] if isinstance(lang, tuple) else lang
 
 
@@ -292,8 +290,8 @@ class CrossVLT(Segmenter):
     Args:
         size: widths, depths and heads of the Swin.
         window_size: 12 in the published models; 7 is possible.
-        text_config: of BERT. Its first six layers (all, where there are fewer) are language
-            stage 1; widths and heads of stages 2-4 follow it.
+        text_config: of BERT. Language stage 1 has its first six layers, or as many as there are;
+            stages 2-4 have its widths and heads.
         drop_path: rate of the last Swin block; the others grow linearly from 0.
         ape_grid: side of an absolute position embedding, 0 (published) for none.
     """
@@ -304,7 +302,6 @@ class CrossVLT(Segmenter):
         "decoder",
         *("lang_stage1", "lang_stage2", "lang_stage3", "lang_stage4"),
     )
-    shares_pictures = True
 
     def __init__(
         self,
@@ -325,41 +322,27 @@ class CrossVLT(Segmenter):
             for i in range(len(dims))
         )
         self.lang_stage1 = build_text_encoder(text_config)
-        # Within the encoder, because the published weights hold it there.
+        # Within the encoder, as in the published weights.
         self.lang_stage1.encoder.proj = nn.Linear(lang_dim, ALIGN_DIM)
         _init_text(self.lang_stage1.encoder.proj, text_config.initializer_range)
-        # Stage 1's own configuration knows which attention kernel transformers chose.
+        # This one also has the attention implementation that transformers chose.
         config = self.lang_stage1.config
         self.lang_stage2 = LanguageStage(config, dims[1])
         self.lang_stage3 = LanguageStage(config, dims[2])
         self.lang_stage4 = LanguageStage(config, dims[3])
         self.classifier = MaskPredictor(dims)
-        use_linear(self)
 
-    def forward(
-        self,
-        image: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        of_picture: Tensor | None = None,
-    ) -> Tensor:
-        """(B, 3, H, W) pictures and (B, N_l) sentences -> (B, 2, H, W) logits."""
-        return self.encode(image, input_ids, attention_mask, of_picture, alignment=False).logits
+    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, 3, H, W) images and (B, N_l) expressions -> (B, 2, H, W) logits."""
+        return self.encode(image, input_ids, attention_mask, alignment=False).logits
 
     def encode(
-        self,
-        image: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        of_picture: Tensor | None = None,
-        alignment: bool = True,
+        self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, alignment: bool = True
     ) -> CrossVLTOutput:
-        """Logits and, with ``alignment``, the similarity maps; in train and eval mode alike.
+        """Logits and, with ``alignment``, the similarity maps (else an empty list).
 
-        Args:
-            image, attention_mask, of_picture: as in :meth:`forward`.
-            input_ids: (B, N_l) int64; the first is [CLS], which stands for the sentence.
-            alignment: whether to compute the maps; the list is empty without.
+        Arguments as in :meth:`forward`; the first of the ``input_ids`` is [CLS], whose features
+        represent the expression.
         """
         stages = cast("list[VisionStage]", list(self.backbone))
         later = (self.lang_stage2, self.lang_stage3, self.lang_stage4)
@@ -371,53 +354,54 @@ class CrossVLT(Segmenter):
         for i, stage in enumerate(stages):
             if i > 0:
                 lang = later[i - 1](lang, x.flatten(1, 2), attention_mask)
-            vis, fused, x = stage(x, lang, attention_mask, of_picture if i == 0 else None)
+            vis, fused, x = stage(x, lang, attention_mask)
             maps.append(fused)
             if alignment:
-                vis, sentence = stage.layers.proj(vis), projections[i](lang[:, 0])
-                similarity.append(self._similarity(vis, sentence, self.temp[i]))
+                vis, expression = stage.layers.proj(vis), projections[i](lang[:, 0])
+                similarity.append(self._similarity(vis, expression, self.temp[i]))
         return CrossVLTOutput(upsample(self.classifier(maps), image.shape[-2:]), similarity)
 
-    def objective(
+    def losses(
         self,
         image: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
         target: Tensor,
         segmentation: Loss,
-    ) -> Tensor:
-        """Twice the segmentation loss plus the alignment losses of the four stages."""
+    ) -> dict[str, Tensor]:
+        """Twice the segmentation loss, and the alignment loss of each stage."""
         output = self.encode(image, input_ids, attention_mask)
         output = output._replace(logits=at_least_float32(output.logits))
-        return crossvlt_loss(output, target, segmentation)
+        return crossvlt_losses(output, target, segmentation)
 
     @staticmethod
-    def _similarity(vis: Tensor, sentence: Tensor, temperature: Tensor) -> Tensor:
-        """(B, H, W, C) tokens, (B, C) sentences, scalar -> (B, 1, H, W), the cosine over it."""
-        # Under autocast both come in bfloat16, too coarse for a loss.
-        vis, sentence = vis.to(temperature.dtype), sentence.to(temperature.dtype)
-        return F.cosine_similarity(vis, sentence[:, None, None], dim=-1)[:, None] / temperature
+    def _similarity(vis: Tensor, expression: Tensor, temperature: Tensor) -> Tensor:
+        """(B, H, W, C) tokens, (B, C), () -> (B, 1, H, W): their cosine over the temperature."""
+        # Under autocast both are bfloat16, too coarse for a loss.
+        vis, expression = vis.to(temperature.dtype), expression.to(temperature.dtype)
+        return F.cosine_similarity(vis, expression[:, None, None], dim=-1)[:, None] / temperature
 
-    def parameter_group(self, name: str, lang_layers: int | None) -> str | None:
-        """As released: BERT's embeddings and ``temp`` are not updated, temperatures stay 1."""
+    def parameter_group(self, name: str, lang_layers: int | None) -> str | Frozen | None:
+        """As released: ``temp`` and BERT's embeddings are not trained."""
         part, _, rest = name.partition(".")
+        if name == "temp":
+            return Frozen("the temperatures stay 1, as published")
         if part == "backbone":
             return decay_group(name)
         if part == "classifier":
             return "decoder"
-        if part == "lang_stage1" and lang_layers is not None:
-            layer = rest.removeprefix("encoder.layer.").split(".")[0]
-            trained = not layer.isdecimal() or int(layer) < lang_layers
-            return part if rest.startswith("encoder.") and trained else None
-        return part if part in self.groups else None
+        if part == "lang_stage1" and not rest.startswith("encoder.proj."):
+            return bert_group(rest, lang_layers, part)
+        return part if part.startswith("lang_stage") and part in self.groups else None
 
-    def unused_parameters(self) -> list[str]:
-        """The gate of the last stage: it would only feed a fifth one."""
+    def unused_parameters(self) -> dict[str, str]:
+        """The last stage's gate."""
         gate = f"backbone.{len(self.backbone) - 1}.layers.linear1."
-        return [name for name, _ in self.named_parameters() if name.startswith(gate)]
+        reason = "the last stage's gate is not used: no stage follows"
+        return {name: reason for name, _ in self.named_parameters() if name.startswith(gate)}
 
     def swin_name(self, name: str) -> str | None:
-        """Blocks, merging and patch embedding; fusion, gates and output norms are ours alone."""
+        """Of blocks, patch merging and patch embedding; Swin has nothing else."""
         part, _, rest = name.partition(".")
         index, _, rest = rest.partition(".")
         if part != "backbone":
@@ -427,7 +411,7 @@ class CrossVLT(Segmenter):
         return rest if rest.startswith(("patch_embed.", "absolute_pos_embed")) else None
 
     def load_text(self, bert: BertModel) -> None:
-        """Fill language stage 1 with BERT's embeddings and first layers."""
+        """Copy BERT's embeddings and first layers into language stage 1."""
         stage = self.lang_stage1
         needed = len(stage.encoder.layer)
         layers = bert.encoder.layer[:needed]
@@ -441,13 +425,13 @@ class CrossVLT(Segmenter):
             fill_text(own, pretrained)
 
     def from_published(self, state: Mapping[str, Tensor]) -> State:
-        """With ``temp``, which the published weights lack; it is ones there."""
+        """With ``temp``, ones, which the published weights lack."""
         kept = {k: v for k, v in state.items() if not k.endswith("embeddings.position_ids")}
         return {"temp": torch.ones(len(self.backbone))} | kept
 
 
 def _init_text(module: nn.Module, std: float) -> None:
-    """Normal weights and zero biases for the linear layers, as BERT starts (std 0.02 there)."""
+    """BERT's initialisation of linear layers: normal weights (std 0.02 there) and zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=std)
@@ -462,27 +446,23 @@ def alignment_losses(similarity: list[Tensor], target: Tensor) -> Tensor:
         target: (B, H, W) int64 in {0, 1}.
 
     Returns:
-        One value per map, each the mean over all pixels.
+        One value per map, the mean over all pixels.
     """
-    truth = target[:, None].to(similarity[0].dtype)
-    size = target.shape[-2:]
-    return torch.stack(
-        [F.binary_cross_entropy_with_logits(upsample(m, size), truth) for m in similarity]
-    )
+    mask = target[:, None].to(similarity[0].dtype)
+    maps = [upsample(s, target.shape[-2:]) for s in similarity]
+    return torch.stack([F.binary_cross_entropy_with_logits(m, mask) for m in maps])
 
 
-def crossvlt_loss(
+def crossvlt_losses(
     output: CrossVLTOutput, target: Tensor, segmentation: Loss = cross_entropy
-) -> Tensor:
-    """Twice the segmentation loss plus the alignment losses of the four stages.
+) -> dict[str, Tensor]:
+    """``seg``, twice the segmentation loss, and ``align_1`` to ``align_4`` of the stages.
 
     Args:
         output: of :meth:`CrossVLT.encode`.
         target: (B, H, W) int64 in {0, 1}, of the logits' size.
         segmentation: loss of the logits; published is weighted cross entropy.
-
-    Returns:
-        Scalar.
     """
-    aligned = alignment_losses(output.similarity, target).sum()
-    return 2 * segmentation(output.logits, target) + aligned
+    aligned = alignment_losses(output.similarity, target)
+    seg = {"seg": 2 * segmentation(output.logits, target)}
+    return seg | {f"align_{i}": loss for i, loss in enumerate(aligned, 1)}

@@ -1,13 +1,12 @@
-"""Language into vision: pixel-word attention module and language gate (LAVT, Sec. 3.2-3.3)."""
+"""Fusion of words into pixels: PWAM and the language gate (LAVT, Sec. 3.2-3.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-
-from lib.cpu.kernels import Linear, linear
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -16,16 +15,15 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def word_bias(lang_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention bias over words, (B, N_l) mask -> (B, 1, 1, N_l): 0, or -1e4 for padding.
+    """Additive attention bias of the words, (B, N_l) mask -> (B, 1, 1, N_l): 0, -1e4 for padding.
 
-    Finite, as in the published models, so that a sentence without words is attended to evenly
-    and never gives NaN.
+    Finite, as in the published models: an expression without words gives even weights, not NaN.
     """
     return (1e4 * lang_mask.to(dtype) - 1e4)[:, None, None, :]
 
 
 class TokenConv1d(nn.Conv1d):
-    """A 1x1 Conv1d over tokens (B, T, C) instead of (B, C, T): a matmul, without transposing.
+    """A 1x1 Conv1d of tokens (B, T, C), computed as a linear layer.
 
     The weight keeps the (out, in, 1) shape of the published state dicts.
     """
@@ -35,7 +33,7 @@ class TokenConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, in) -> (B, T, out)."""
-        return linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight.flatten(1), self.bias)
 
 
 class TokenInstanceNorm(nn.Module):
@@ -47,7 +45,7 @@ class TokenInstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C); zero where T is 1."""
-        # The slope of 1 / sqrt(variance) is beyond float16 where a channel hardly varies.
+        # The gradient of 1 / sqrt(variance) overflows in float16 where a channel hardly varies.
         wide = x.float() if x.dtype == torch.float16 else x
         centred = wide - wide.mean(dim=1, keepdim=True)
         variance = centred.square().mean(dim=1, keepdim=True)
@@ -55,9 +53,9 @@ class TokenInstanceNorm(nn.Module):
 
 
 class TokenNorm(nn.Module):
-    """A norm of PyTorch's that takes (N, C), over the tokens (B, T, C).
+    """A norm layer of (N, C), applied to tokens (B, T, C).
 
-    The attribute's name keeps its weights among those that are not decayed.
+    The attribute's name puts its weights in the optimizer's group without weight decay.
     """
 
     def __init__(self, norm: nn.Module) -> None:
@@ -69,7 +67,8 @@ class TokenNorm(nn.Module):
         return self.norm(x.flatten(0, 1)).view_as(x)
 
 
-# What an ablation may put in PWAM; the first of each is the published form.
+# The forms of PWAM that --pwam_norm, --pwam_attention and --pwam_combine choose from; the first
+# of each is the published one.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda dim: TokenInstanceNorm(),
     "none": lambda dim: nn.Identity(),
@@ -88,14 +87,14 @@ COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class PixelWordAttention(nn.Module):
-    """Each pixel gathers the words that speak of it (LAVT, Eq. 1-4).
+    """Attention of pixels over words (LAVT, Eq. 1-4).
 
     Args:
-        vis_dim: channels C of the visual tokens; also the width of keys, values and output.
-        lang_dim: channels of the words.
+        vis_dim: channels C of the visual tokens, keys, values and output.
+        lang_dim: channels C_l of the word features.
         num_heads: attention heads.
-        attention: a key of :data:`ATTENTIONS`, from logits to weights.
-        norm: a key of :data:`NORMS`, of queries and output.
+        attention: a key of :data:`ATTENTIONS`: from logits to weights.
+        norm: a key of :data:`NORMS`: of queries and output.
     """
 
     def __init__(
@@ -117,11 +116,11 @@ class PixelWordAttention(nn.Module):
         self.W = nn.Sequential(TokenConv1d(vis_dim, vis_dim), NORMS[norm](vis_dim))
 
     def attention(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
-        """Weights of the words for each pixel, (B, heads, HW, N_l); of softmax they sum to 1.
+        """Attention weights (B, heads, HW, N_l) (LAVT, Eq. 1-2).
 
         Args:
-            vis: (B, HW, C).
-            lang: (B, N_l, C_l).
+            vis: (B, HW, C) visual tokens.
+            lang: (B, N_l, C_l) word features.
             lang_mask: (B, N_l), 1 = real token.
         """
         query = split_heads(self.f_query(vis), self.num_heads)
@@ -130,7 +129,7 @@ class PixelWordAttention(nn.Module):
         return self.weigh(logits + word_bias(lang_mask, vis.dtype))
 
     def forward(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
-        """Language features of each pixel, (B, HW, C); arguments as in :meth:`attention`."""
+        """Language features G of each pixel, (B, HW, C); arguments as in :meth:`attention`."""
         weights = self.attention(vis, lang, lang_mask)
         value = self.f_value(lang) * lang_mask[..., None].to(lang.dtype)
         gathered = weights @ split_heads(value, self.num_heads)  # (B, heads, HW, C/heads)
@@ -138,15 +137,12 @@ class PixelWordAttention(nn.Module):
 
 
 class PWAM(nn.Module):
-    """Pixel-word attention module: F = GELU(Conv(vis * attended words)) (LAVT, Eq. 5-6).
+    """Pixel-word attention module: F = GELU(Conv(GELU(Conv(V)) * G)) (LAVT, Eq. 5-6).
 
     Args:
-        vis_dim: channels C of the stage.
-        lang_dim: channels of the words.
-        num_heads: heads of the attention.
-        dropout: dropout after each projection.
-        attention, norm: of :class:`PixelWordAttention`.
-        combine: a key of :data:`COMBINE`, joining pixels and attended words.
+        vis_dim, lang_dim, num_heads, attention, norm: as in :class:`PixelWordAttention`.
+        dropout: after each projection.
+        combine: a key of :data:`COMBINE`: what joins pixels and language features.
     """
 
     def __init__(
@@ -162,7 +158,7 @@ class PWAM(nn.Module):
         super().__init__()
         self.combine = COMBINE[combine]
         self.vis_project: nn.Module = nn.Identity()
-        if combine != "words":  # where its result is used
+        if combine != "words":
             self.vis_project = nn.Sequential(
                 TokenConv1d(vis_dim, vis_dim), nn.GELU(), nn.Dropout(dropout)
             )
@@ -172,34 +168,31 @@ class PWAM(nn.Module):
         )
 
     def forward(self, vis: Tensor, lang: Tensor, lang_mask: Tensor) -> Tensor:
-        """Fuse.
+        """Multi-modal features F, (B, HW, C).
 
         Args:
-            vis: (B, HW, C) output of the stage.
+            vis: (B, HW, C) visual tokens V.
             lang: (B, N_l, C_l) word features.
             lang_mask: (B, N_l), 1 = real token.
-
-        Returns:
-            (B, HW, C) multi-modal features F.
         """
         words = self.image_lang_att(vis, lang, lang_mask)
         return self.project_mm(self.combine(self.vis_project(vis), words))
 
 
 class LanguageGate(nn.Sequential):
-    """Per-element weights of the fused features, Tanh(W2 ReLU(W1 F)) (LAVT, Eq. 7-8).
+    """Per-element weights of the fused features, S = Tanh(W2 ReLU(W1 F)) (LAVT, Eq. 7-8).
 
-    Maps (..., C) to (..., C); the caller adds ``gate(F) * F`` to the visual features.
+    (..., C) -> (..., C); the caller computes V' = V + S * F.
 
     Args:
         dim: channels C.
-        activation: in the place of Tanh.
+        activation: instead of Tanh.
     """
 
     def __init__(self, dim: int, activation: nn.Module | None = None) -> None:
         super().__init__(
-            Linear(dim, dim, bias=False),
+            nn.Linear(dim, dim, bias=False),
             nn.ReLU(),
-            Linear(dim, dim, bias=False),
+            nn.Linear(dim, dim, bias=False),
             activation or nn.Tanh(),
         )

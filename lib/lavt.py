@@ -11,10 +11,9 @@ from torch import Tensor
 
 from bert import build_text_encoder
 from lib.backbone import MultiModalSwin
-from lib.cpu.kernels import use_linear
 from lib.errors import InputError
 from lib.mask_predictor import MaskPredictor, upsample
-from lib.model import Segmenter, State, decay_group, fill_text
+from lib.model import Frozen, Segmenter, State, bert_group, decay_group, fill_text
 from lib.swin import SwinSize
 from lib.variants import PUBLISHED, Variant
 
@@ -30,17 +29,16 @@ class LAVT(Segmenter):
     Args:
         text_encoder: maps (input_ids, attention_mask) to an object with ``last_hidden_state``
             (B, N_l, C_l).
-        backbone: maps (image, words, mask) to four maps.
-        classifier: maps the four maps to (B, 2, H/4, W/4) logits.
-        text_dropout: whether the text encoder's dropout is on while training. The published
-            ``lavt`` trains with it off, ``lavt_one`` with it on.
-        separate_text: whether checkpoints keep BERT apart, {model, bert_model}, as the published
-            ``lavt`` does; else it is in the same dictionary, as in ``lavt_one``.
-        variant: options of the backbone, which checkpoints are compared with.
+        backbone: maps (image, words, mask) to four feature maps.
+        classifier: maps the four feature maps to (B, 2, H/4, W/4) logits.
+        text_dropout: whether the text encoder uses dropout in train mode. The published ``lavt``
+            does not, ``lavt_one`` does.
+        separate_text: whether checkpoints are {model, bert_model}, as of the published ``lavt``,
+            or one dictionary, as of ``lavt_one``.
+        variant: see :class:`lib.model.Segmenter`.
     """
 
     groups = ("backbone_no_decay", "backbone", "decoder", "text")
-    shares_pictures = True
 
     def __init__(
         self,
@@ -59,10 +57,9 @@ class LAVT(Segmenter):
         self.backbone = backbone
         self.classifier = classifier
         self.text_encoder = text_encoder
-        use_linear(text_encoder)
 
     def train(self, mode: bool = True) -> LAVT:
-        """Set train mode; the text encoder stays in eval mode where its dropout is off."""
+        """Set the mode; without text dropout the text encoder stays in eval mode."""
         super().train(mode)
         if not self.text_dropout:
             self.text_encoder.eval()
@@ -73,45 +70,37 @@ class LAVT(Segmenter):
         output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
         return output.last_hidden_state
 
-    def forward(
-        self,
-        image: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        of_picture: Tensor | None = None,
-    ) -> Tensor:
-        """(B, 3, H, W) pictures and (B, N_l) sentences -> (B, 2, H, W) logits."""
+    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, 3, H, W) images and (B, N_l) expressions -> (B, 2, H, W) logits."""
         lang = self.encode_text(input_ids, attention_mask)
-        maps = self.backbone(image, lang, attention_mask, of_picture)
+        maps = self.backbone(image, lang, attention_mask)
         return upsample(self.classifier(maps), image.shape[-2:])
 
-    def parameter_group(self, name: str, lang_layers: int | None) -> str | None:
-        """As published: of BERT, neither the embeddings nor the layers after the tenth."""
+    def parameter_group(self, name: str, lang_layers: int | None) -> str | Frozen | None:
+        """Backbone, decoder and BERT, as published."""
         part, _, rest = name.partition(".")
         if part == "backbone":
             return decay_group(name)
         if part == "classifier":
             return "decoder"
-        if lang_layers is None:
-            return "text"
-        layer = rest.removeprefix("encoder.layer.").split(".")[0]
-        return "text" if layer.isdecimal() and int(layer) < lang_layers else None
+        return bert_group(rest, lang_layers, "text") if part == "text_encoder" else None
 
-    def unused_parameters(self) -> list[str]:
-        """The last stage's gate: it would only feed a fifth stage, unless the decoder sees it."""
+    def unused_parameters(self) -> dict[str, str]:
+        """The last stage's gate, unless the decoder reads its output."""
         if self.variant.get("decoder_features") == "V":
-            return []
+            return {}
         gate = f"backbone.layers.{len(self.backbone.layers) - 1}.res_gate."
-        return [name for name, _ in self.named_parameters() if name.startswith(gate)]
+        reason = "the last stage's gate is not used: no stage follows"
+        return {name: reason for name, _ in self.named_parameters() if name.startswith(gate)}
 
     def swin_name(self, name: str) -> str | None:
-        """The name within the backbone; fusion, gates and output norms are ours alone."""
+        """The name within the backbone; Swin has no fusion, gates and output norms."""
         part, _, rest = name.partition(".")
-        ours = (".fusion." in rest) or (".res_gate." in rest) or rest.startswith("norm")
-        return rest if part == "backbone" and not ours else None
+        added = (".fusion." in rest) or (".res_gate." in rest) or rest.startswith("norm")
+        return rest if part == "backbone" and not added else None
 
     def load_text(self, bert: BertModel) -> None:
-        """Fill the text encoder with ``bert``."""
+        """Copy ``bert`` into the text encoder."""
         fill_text(self.text_encoder, bert)
 
     def to_published(self) -> dict[str, State]:
@@ -126,7 +115,7 @@ class LAVT(Segmenter):
         }
 
     def from_published(self, state: Mapping[str, Tensor]) -> State:
-        """Without a pooler and ``position_ids``, which published BERTs may hold."""
+        """Without BERT's pooler and ``position_ids``, which published files may hold."""
         leftovers = (TEXT + "pooler.", TEXT + "embeddings.position_ids")
         return {k: v for k, v in state.items() if not k.startswith(leftovers)}
 

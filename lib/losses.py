@@ -21,35 +21,35 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         target: (B, H, W) int64 in {0, 1}.
 
     Returns:
-        Scalar, the mean weighted by the weights of the pixels' classes.
+        Scalar, the weighted mean over the pixels.
     """
     weights = logits.new_tensor(CLASS_WEIGHTS)
     if logits.is_cuda and torch.are_deterministic_algorithms_enabled():
-        # PyTorch's own has no deterministic form there; this is the same sum, written out.
-        truth = torch.stack([1 - target, target], dim=1) * weights[:, None, None]
-        return -(logits.log_softmax(dim=1) * truth).sum() / truth.sum()
+        # PyTorch's own is not deterministic on a GPU; this is the same sum.
+        weight = torch.stack([1 - target, target], dim=1) * weights[:, None, None]
+        return -(logits.log_softmax(dim=1) * weight).sum() / weight.sum()
     return F.cross_entropy(logits, target, weights)
 
 
 def dice(logits: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     """Multi-class Dice loss: softmax, squared denominator, mean over background and object.
 
-    Per sample and class 1 - 2 sum(p t) / (sum(p^2) + sum(t^2)); the loss of ``lavt_one``'s later
-    results.
+    Per sample and class 1 - 2 sum(p t) / (sum(p^2) + sum(t^2)). The loss of the later results of
+    ``lavt_one``.
 
     Args:
         logits: (B, 2, H, W).
         target: (B, H, W) int64 in {0, 1}.
-        eps: added to numerator and denominator, so that an absent class that is not predicted
-            costs nothing.
+        eps: added to numerator and denominator: the loss of a class that is neither in the target
+            nor predicted is 0.
 
     Returns:
         Scalar in [0, 1].
     """
     probability = logits.float().softmax(dim=1).flatten(2)  # (B, 2, HW)
-    truth = torch.stack([1 - target, target], dim=1).flatten(2).to(probability.dtype)
-    overlap = (probability * truth).sum(-1)
-    size = probability.square().sum(-1) + truth.sum(-1)  # t^2 = t
+    classes = torch.stack([1 - target, target], dim=1).flatten(2).to(probability.dtype)
+    overlap = (probability * classes).sum(-1)
+    size = probability.square().sum(-1) + classes.sum(-1)  # t^2 = t
     return (1 - (2 * overlap + eps) / (size + eps)).mean()
 
 

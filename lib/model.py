@@ -1,16 +1,17 @@
-"""What every model offers to the scripts, so that adding one takes one file and one line."""
+"""What a model offers to training, evaluation and checkpoints."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lib.cpu import kernels
 from lib.errors import InputError
 from lib.losses import Loss
 
@@ -22,91 +23,88 @@ State = dict[str, Tensor]
 NO_DECAY = ("norm", "absolute_pos_embed", "relative_position_bias_table")
 
 
-class Segmenter(nn.Module, ABC):
-    """A network that cuts out of a picture what a sentence means.
+@dataclass(frozen=True)
+class Frozen:
+    """A parameter is not trained on purpose; ``reason`` is logged."""
 
-    A subclass has the network and answers a few questions about it, all in terms of its own
-    parameter names; training, evaluation and checkpoints need no more.
+    reason: str
+
+
+class Segmenter(nn.Module, ABC):
+    """A network that segments what an expression refers to in an image.
+
+    A subclass is the network and answers questions about its own parameter names.
 
     Attributes:
         groups: names of the optimizer's parameter groups, in the order of the release.
-        shares_pictures: whether :meth:`forward` takes ``of_picture``.
-        variant: options that were asked for, by name, which a checkpoint's names and shapes need
-            not tell: loading compares them with the options that the checkpoint was trained with.
+        variant: flags and their values that names and shapes of weights need not show. Loading a
+            checkpoint compares them with those that it was trained with.
     """
 
     groups: tuple[str, ...]
-    shares_pictures = False
     variant: Mapping[str, str] = MappingProxyType({})
 
-    def train(self, mode: bool = True) -> Segmenter:
-        """Set train or evaluation mode; what was made of the weights is made afresh after it."""
-        kernels.forget()
-        return super().train(mode)
-
     @abstractmethod
-    def forward(
-        self,
-        image: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        of_picture: Tensor | None = None,
-    ) -> Tensor:
-        """Segment what the sentences mean.
+    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Segment.
 
         Args:
             image: (B, 3, H, W) float, normalised; any H and W.
             input_ids: (B, N_l) int64.
             attention_mask: (B, N_l), 1 = real token.
-            of_picture: (B,) int64, which of the pictures each sentence is about, where there are
-                fewer pictures than sentences: what depends on no sentence is then computed once
-                a picture. None: each sentence has its own. A model without
-                :attr:`shares_pictures` is not given it, and need not take it.
 
         Returns:
             (B, 2, H, W) logits of background and object; the mask is their argmax over dim 1.
         """
 
-    def objective(
+    def losses(
         self,
         image: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
         target: Tensor,
         segmentation: Loss,
-    ) -> Tensor:
-        """The scalar that training minimises.
+    ) -> dict[str, Tensor]:
+        """Named scalars, whose sum training minimises.
 
         Args:
             image, input_ids, attention_mask: as in :meth:`forward`.
             target: (B, H, W) int64 in {0, 1}.
             segmentation: loss of (logits, target).
         """
-        return segmentation(at_least_float32(self(image, input_ids, attention_mask)), target)
+        logits = at_least_float32(self(image, input_ids, attention_mask))
+        return {"seg": segmentation(logits, target)}
 
     @abstractmethod
-    def parameter_group(self, name: str, lang_layers: int | None) -> str | None:
-        """The optimizer's group of a parameter, None for those that are not updated.
+    def parameter_group(self, name: str, lang_layers: int | None) -> str | Frozen | None:
+        """The optimizer's group of a parameter of this model.
 
         Args:
-            name: of a parameter of this model.
+            name: of the parameter.
             lang_layers: train the first so many BERT layers; None trains all of BERT.
+
+        Returns:
+            One of :attr:`groups`; Frozen if it is not trained; None if the name is unknown, which
+            stops training with an error.
         """
 
     @abstractmethod
-    def unused_parameters(self) -> list[str]:
-        """Names of the parameters that no output depends on."""
+    def unused_parameters(self) -> dict[str, str]:
+        """Parameters that no output depends on, with the reason.
+
+        They need no gradient, but stay in their groups, as in published optimizer states.
+        """
 
     @abstractmethod
     def swin_name(self, name: str) -> str | None:
-        """What an ImageNet Swin calls a weight of this model (official layout), None if nothing."""
+        """The name of a weight in ImageNet Swin checkpoints; None if it is not in them."""
 
     @abstractmethod
     def load_text(self, bert: BertModel) -> None:
-        """Fill the text encoder with a pretrained BERT, of ``bert``'s own configuration.
+        """Copy the weights of a pretrained BERT into the text encoder.
 
         Raises:
-            InputError: it does not fit.
+            InputError: shapes differ.
         """
 
     def to_published(self) -> dict[str, State]:
@@ -114,11 +112,11 @@ class Segmenter(nn.Module, ABC):
         return {"model": self.state_dict()}
 
     def from_published(self, state: Mapping[str, Tensor]) -> State:
-        """A published state dict, with what this model's own always holds and no more.
+        """A published state dict with exactly the names of this model's own.
 
         Args:
-            state: flat, without ``module.`` prefixes; ``lavt``'s separate BERT already joined
-                under ``text_encoder.``.
+            state: flat, without ``module.`` prefixes; ``lavt``'s separate BERT is under
+                ``text_encoder.``.
         """
         return dict(state)
 
@@ -127,7 +125,7 @@ def fill_text(module: nn.Module, pretrained: nn.Module) -> None:
     """Copy the weights of a part of a pretrained BERT.
 
     Raises:
-        InputError: they are of another shape.
+        InputError: shapes differ.
     """
     try:
         module.load_state_dict(pretrained.state_dict())
@@ -136,20 +134,38 @@ def fill_text(module: nn.Module, pretrained: nn.Module) -> None:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Losses are computed in float32 or better, whatever the forward pass ran in."""
+    """Cast half precision to float32: losses are computed in float32 or float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def decay_group(name: str) -> str:
-    """The group of a backbone parameter: norms, positions and bias tables are not decayed."""
+    """The group of a backbone parameter: norms, positions and bias tables have no decay."""
     return "backbone_no_decay" if any(part in name for part in NO_DECAY) else "backbone"
 
 
-class Objective(nn.Module):
-    """A model together with its loss, as the one module that trains (and that DDP wraps).
+def bert_group(name: str, lang_layers: int | None, group: str) -> str | Frozen | None:
+    """The group of a parameter of BERT: embeddings and later layers are frozen, as published.
 
     Args:
-        model: whose :meth:`Segmenter.objective` is computed.
+        name: within BERT.
+        lang_layers: as in :meth:`Segmenter.parameter_group`.
+        group: of the trained parameters.
+    """
+    layer = re.match(r"encoder\.layer\.(\d+)\.", name)
+    if lang_layers is None or (layer and int(layer[1]) < lang_layers):
+        return group
+    if layer:
+        return Frozen(f"--lang_layers {lang_layers}: of BERT only the first {lang_layers} train")
+    if name.startswith("embeddings."):
+        return Frozen(f"--lang_layers {lang_layers}: BERT's embeddings are not trained")
+    return None
+
+
+class Objective(nn.Module):
+    """A model with its loss: the one module that training calls (and DDP wraps).
+
+    Args:
+        model: of which :meth:`Segmenter.losses` is computed.
         loss: the segmentation loss.
     """
 
@@ -159,13 +175,11 @@ class Objective(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Scalar loss of a batch {image, input_ids, attention_mask, target}."""
-        return {
-            "seg": self.model.objective(
-                batch["image"],
-                batch["input_ids"],
-                batch["attention_mask"],
-                batch["target"],
-                self.loss,
-            )
-        }
+        """Losses of a batch {image, input_ids, attention_mask, target}."""
+        return self.model.losses(
+            batch["image"],
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["target"],
+            self.loss,
+        )

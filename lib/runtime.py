@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,15 +18,14 @@ AMP = (*AMP_DTYPES, "auto")
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
-    """'auto' becomes 'bf16' where the hardware multiplies in bfloat16, else 'off'."""
+    """'auto' becomes 'bf16' where the hardware supports bfloat16 matmuls, else 'off'."""
     if amp != "auto":
         return amp
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "off"
-    # Private to torch, so their absence must do no harm: then it is merely slower.
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    native = any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
-    return "bf16" if native else "off"
+    from lib.cpu import multiplies_bfloat16  # optional: only this question needs it
+
+    return "bf16" if multiplies_bfloat16() else "off"
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
@@ -34,12 +35,11 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
 
 
 def prepare(model: nn.Module, *, channels_last: bool, compiled: bool, tf32: bool) -> None:
-    """Make a model that is where it will run ready to be evaluated.
+    """Apply :func:`use_channels_last`, :func:`compile_module`, :func:`allow_tf32` where asked.
 
     Args:
         model: on its device.
-        channels_last, compiled, tf32: whether to use :func:`use_channels_last`,
-            :func:`compile_module`, :func:`allow_tf32`.
+        channels_last, compiled, tf32: which of them.
 
     Raises:
         InputError: it cannot be compiled here.
@@ -53,14 +53,14 @@ def prepare(model: nn.Module, *, channels_last: bool, compiled: bool, tf32: bool
 
 
 def use_channels_last(model: nn.Module) -> None:
-    """Keep the weights of convolutions channel by channel, as a GPU's tensor cores want them."""
+    """Store the weights of convolutions in channels-last order, the faster one on a GPU."""
     model.to(memory_format=torch.channels_last)
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Have Swin blocks keep their input alone for the backward pass, and compute the rest again.
+    """Use gradient checkpointing in Swin blocks: less memory, about a third more computation.
 
-    The same gradients, dropout included, for about a third more computing.
+    Gradients are the same, with dropout too.
     """
     for module in model.modules():
         if isinstance(module, SwinBlock):
@@ -68,26 +68,19 @@ def recompute_blocks(model: nn.Module) -> None:
 
 
 def compile_module(module: nn.Module) -> None:
-    """Let ``torch.compile`` make one program of a module's forward pass, at its first call.
-
-    Weights keep their names.
+    """Compile a module with ``torch.compile``, at its first call; weights keep their names.
 
     Raises:
         InputError: on the CPU, if there is no C++ compiler.
     """
     if all(p.device.type == "cpu" for p in module.parameters()):
-        try:
-            from torch._inductor.cpp_builder import get_cpp_compiler
-
-            get_cpp_compiler()
-        except ImportError:  # another torch keeps it elsewhere; it will speak for itself
-            pass
-        except RuntimeError as e:
-            raise InputError("--compile needs a C++ compiler on the CPU: install g++") from e
+        compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
+        if not any(map(shutil.which, compilers)):
+            raise InputError("--compile needs a C++ compiler on the CPU: install g++")
     module.compile()
 
 
 def allow_tf32() -> None:
-    """Let a GPU multiply float32 with 10 bits of mantissa, several times faster."""
+    """Use TF32 for float32 matmuls on a GPU: 10 bits of mantissa, several times faster."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True

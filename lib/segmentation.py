@@ -1,4 +1,4 @@
-"""The one place that knows all models: a name and sizes in, a module out."""
+"""All models by name: :func:`build_model`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model and what its release trains and tests it with.
+    """A model and the settings of its release.
 
     Attributes:
         build: maps (size, window_size, text_config, …) to the module.
-        max_tokens: N_l, word pieces of a sentence.
+        max_tokens: N_l, tokens of an expression.
         lr: initial learning rate.
         batch_size: per process.
-        val_expressions: 'one' random expression an object while training, or 'all'.
+        val_expressions: validation uses 'one' random expression per object, or 'all'.
     """
 
     build: Callable[..., Segmenter]
@@ -66,26 +66,26 @@ def build_model(
 
     Args:
         name: a key of :data:`MODELS`. 'lavt' and 'lavt_one' are the same network; they differ in
-            whether BERT's dropout is on while training, and in the layout of their checkpoints.
+            BERT's dropout while training and in the layout of their checkpoints.
         swin_type: a key of :data:`lib.swin.SWIN_SIZES`.
         window_size: side of Swin's windows; 7 and 12 are published.
         text_config: a transformers ``BertConfig``, a folder with ``config.json``, or a hub name.
-            The width of the text is taken from it.
         drop_path: stochastic depth rate of the last Swin block.
         ape_grid: side of an absolute position embedding, 0 (published) for none.
         mha: heads of LAVT's four PWAMs, ``a-b-c-d``; '' is 1-1-1-1.
         fusion_drop: dropout in LAVT's PWAMs.
         text_dropout: overrides LAVT's default (lavt: off, lavt_one: on).
-        max_tokens: the longest text that will be fed, word pieces; only checked.
+        max_tokens: tokens of the longest expression; only checked.
         variant: LAVT's forms of fusion, gate and decoder input; default as published.
+        accelerate: use :mod:`lib.cpu` where this machine's CPU gains from it.
 
     Returns:
         A module ``forward(image (B,3,H,W), input_ids (B,N_l), attention_mask (B,N_l))`` ->
         logits (B, 2, H, W).
 
     Raises:
-        InputError: unknown name or size, an option that the model does not have or that does not
-            fit it, or no text configuration to be had.
+        InputError: unknown name or size, a flag that the model does not have or that does not fit
+            it, or no text configuration.
     """
     if name not in MODELS:
         raise InputError(f"unknown model '{name}': choose one of {', '.join(MODELS)}")
@@ -103,7 +103,7 @@ def build_model(
         if value == default:
             continue
         if option not in inspect.signature(build).parameters:
-            asked = variant.options() if option == "variant" else f"--{option} {value}"
+            asked = variant.flags() if option == "variant" else f"--{option} {value}"
             raise InputError(f"{asked}: {name} has no such option")
         options[option] = value
     config = load_config(text_config)
@@ -112,4 +112,10 @@ def build_model(
             f"--max_tokens {max_tokens}: the text encoder has {config.max_position_embeddings} "
             "positions, give no more"
         )
-    return build(SWIN_SIZES[swin_type], window_size, config, **options)
+    model = build(SWIN_SIZES[swin_type], window_size, config, **options)
+    if accelerate:
+        from lib import cpu  # the network itself does not need it
+
+        if cpu.pays():
+            cpu.accelerate(model)
+    return model

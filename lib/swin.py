@@ -1,7 +1,6 @@
-"""Swin Transformer parts: patch embedding, window attention blocks, patch merging.
+"""Swin Transformer: patch embedding, window attention blocks, patch merging.
 
-No language here. Maps travel as (B, H, W, C), so that no layer has to permute; any H and W are
-accepted. Attribute names are those of the published weights.
+Feature maps are (B, H, W, C) with any H and W. Attribute names are those of the published weights.
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lib.cpu import windows
-from lib.cpu.kernels import Linear, derived, eager_cpu, wants_grad
-
 
 @dataclass(frozen=True)
 class SwinSize:
@@ -26,8 +22,7 @@ class SwinSize:
 
     Attributes:
         embed_dim: channels C of stage 1; stage i has C * 2**(i-1).
-        depths: number of blocks of each stage.
-        num_heads: attention heads of each stage.
+        depths, num_heads: blocks and attention heads of each stage.
     """
 
     embed_dim: int
@@ -45,18 +40,13 @@ SWIN_SIZES: dict[str, SwinSize] = {
     "small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),
     "base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),
     "large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48)),
-    # Not published: small enough to learn RefShapes on two CPU cores in minutes.
+    # Not published: trains on RefShapes on two CPU cores in minutes.
     "micro": SwinSize(32, (2, 2, 2, 2), (2, 4, 8, 16)),
 }
 
 
 class PatchEmbed(nn.Module):
-    """Split an image into patches and embed each (Swin paper, Sec. 3.1).
-
-    Args:
-        patch_size: side of a patch, pixels.
-        embed_dim: channels C of the output.
-    """
+    """Embed each patch of ``patch_size`` x ``patch_size`` pixels (Swin paper, Sec. 3.1)."""
 
     def __init__(self, patch_size: int = 4, embed_dim: int = 96) -> None:
         super().__init__()
@@ -65,7 +55,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C); zero-padded right and bottom."""
+        """(B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C); padded with zeros right and bottom."""
         H, W = image.shape[-2:]
         p = self.patch_size
         image = F.pad(image, (0, -W % p, 0, -H % p))
@@ -77,7 +67,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +80,7 @@ class PatchMerging(nn.Module):
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """Row of the bias table for each (query, key) pair of a window, (N, N) int64, N = window**2."""
+    """Row of the bias table for each (query, key) of a window, (N, N) int64, N = window_size**2."""
     axis = torch.arange(window_size)
     coords = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)  # (2, N)
     offset = coords[:, :, None] - coords[:, None, :] + window_size - 1  # (2, N, N), from 0
@@ -99,16 +89,15 @@ def relative_position_index(window_size: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def shift_mask(H: int, W: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """Additive mask that keeps tokens joined only by the cyclic shift apart (Swin paper, Fig. 4).
+    """Additive attention mask of shifted windows (Swin paper, Fig. 4).
 
     Args:
-        H, W: the padded grid, multiples of ``window_size``.
-        window_size: side of a window.
-        shift: cyclic shift, > 0.
-        device: where the mask lives.
+        H, W: size of the padded feature map, multiples of ``window_size``.
+        window_size, shift: side of a window and its cyclic shift, > 0.
+        device: of the mask.
 
     Returns:
-        (nW, N, N) float32, 0 within a region and -100 across regions.
+        (nW, N, N) float32: 0 between tokens of one region of the unshifted map, else -100.
     """
 
     def bands(size: int) -> Tensor:
@@ -151,27 +140,19 @@ class WindowAttention(nn.Module):
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
         self.register_buffer("relative_position_index", relative_position_index(window_size))
-        self.qkv = Linear(dim, 3 * dim)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend within each window.
-
-        Args:
-            x: (B, nW, N, C) tokens of the windows.
-            mask: (nW, N, N) additive, or None.
-
-        Returns:
-            (B, nW, N, C).
-        """
+        """(B, nW, N, C) tokens of the windows -> the same shape; mask: (nW, N, N) additive."""
         B, nW, N, C = x.shape
         heads = self.num_heads
         qkv = self.qkv(x).view(B, nW, N, 3, heads, C // heads)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (B, nW, heads, N, C/heads)
         bias = self.bias()
         if mask is not None:
-            # Windows join the head axis, so that the mask is broadcast over B, never copied.
+            # Windows and heads share an axis, so that the mask is broadcast over B.
             bias = (bias + mask[:, None].to(bias.dtype)).flatten(0, 1)  # (nW * heads, N, N)
             q, k, v = (t.flatten(1, 2) for t in (q, k, v))
         else:
@@ -180,34 +161,9 @@ class WindowAttention(nn.Module):
         out = out.view(B, nW, heads, N, C // heads).transpose(2, 3).reshape(B, nW, N, C)
         return self.proj(out)
 
-    def whole(self, x: Tensor, window_size: int, shift: int, mask: Tensor | None) -> Tensor:
-        """Attend within each window of a map, on the CPU; padded tokens cost no projection.
-
-        Args:
-            x: (B, H, W, C), not padded.
-            window_size, shift: of the windows.
-            mask: (nW, N, N) additive, or None.
-
-        Returns:
-            (B, H, W, C).
-        """
-        layout = windows.window_layout(*x.shape[:3], window_size, shift)
-        qkv = self.qkv(x).flatten(1, 2)
-        # A token of zeros has the bias for query, key and value.
-        edge = self.qkv.bias.to(qkv.dtype)
-        out = windows.attend(qkv, edge, self.bias(), mask, layout)
-        return self.proj(out.view(x.shape))
-
     def bias(self) -> Tensor:
-        """Relative position bias of each pair of tokens, (heads, N, N)."""
-        table, index = self.relative_position_bias_table, self.relative_position_index
-        if wants_grad(table):
-            return self._bias()
-        return derived("bias", (table, index), self._bias)
-
-    def _bias(self) -> Tensor:
+        """Relative position bias B of each pair of tokens, (heads, N, N)."""
         index = self.relative_position_index
-        # A head at a time: the gradient is then added up along rows, and by all threads.
         bias = self.relative_position_bias_table.t().index_select(1, index.flatten())
         return bias.view(self.num_heads, *index.shape)
 
@@ -217,12 +173,12 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, dim)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.fc2(self.fc1(x, gelu=True))
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class SwinBlock(nn.Module):
@@ -231,13 +187,13 @@ class SwinBlock(nn.Module):
     Args:
         dim: channels C.
         num_heads: attention heads.
-        window_size: side of a window; never shrunk to a smaller map.
-        shift: cyclic shift of the windows, 0 for none. Unlike in Swin for classification it is
-            kept where the map fits one window: the published weights were trained so.
+        window_size: side of a window, also where the feature map is smaller.
+        shift: cyclic shift of the windows, 0 for none. Unlike in Swin for classification, windows
+            are shifted even where the map fits one window: the published weights expect it.
         drop_path: probability of dropping a residual branch of a sample.
 
     Attributes:
-        recompute: whether the backward pass computes the block again, to save memory.
+        recompute: gradient checkpointing: the backward pass computes the block again.
     """
 
     recompute = False
@@ -266,17 +222,13 @@ class SwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def attend(self, x: Tensor) -> Tensor:
-        """Window attention of a whole map, (B, H, W, C) -> (B, H, W, C).
+        """(Shifted) window attention of a normalised feature map, (B, H, W, C) -> (B, H, W, C).
 
-        The map is zero-padded right and bottom to a multiple of the window after the norm; padded
-        tokens are ordinary keys, and are cropped afterwards.
+        The map is zero-padded right and bottom to a multiple of the window. Padded tokens are
+        ordinary keys, as in the published models; their outputs are cropped.
         """
         H, W = x.shape[1:3]
         w, s = self.window_size, self.shift
-        if eager_cpu(x, self.attn.qkv.weight):
-            Hp, Wp = H + -H % w, W + -W % w
-            mask = shift_mask(Hp, Wp, w, s, x.device) if s > 0 else None
-            return self.attn.whole(x, w, s, mask)
         x = F.pad(x, (0, 0, 0, -W % w, 0, -H % w))
         Hp, Wp = x.shape[1:3]
         mask = None
@@ -292,7 +244,7 @@ class SwinBlock(nn.Module):
 def swin_blocks(
     dim: int, depth: int, num_heads: int, window_size: int, drop_paths: list[float]
 ) -> nn.ModuleList:
-    """The blocks of a stage: every odd one shifts its windows by half a window."""
+    """The blocks of a stage; every second one shifts its windows by half a window."""
     return nn.ModuleList(
         SwinBlock(dim, num_heads, window_size, (i % 2) * (window_size // 2), drop_paths[i])
         for i in range(depth)
@@ -300,7 +252,7 @@ def swin_blocks(
 
 
 def drop_path_rates(depths: Sequence[int], last: float) -> list[list[float]]:
-    """Stochastic depth rates of each stage's blocks, growing linearly from 0 to ``last``."""
-    # On the CPU even under torch.device("meta"): the rates are numbers, not weights.
+    """Stochastic depth rate of each block by stage, growing linearly from 0 to ``last``."""
+    # On the CPU even under torch.device("meta"): these are numbers, not weights.
     rates = torch.linspace(0, last, sum(depths), device="cpu")
     return [stage.tolist() for stage in rates.split(list(depths))]

@@ -1,63 +1,46 @@
-"""The same numbers, sooner: matmuls and prepared weights for eager CPU code.
+"""Matmuls, convolutions and prepared weights for eager CPU code.
 
-Each function computes what its plain PyTorch form does, to rounding. The plain form runs where
-this one does not apply: on a GPU, in a compiled or exported graph, and under whatever watches
-PyTorch's operators (FLOP counters, fake tensors).
+A kernel computes what its plain PyTorch form does, to rounding, or returns None where it does not
+apply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-T = TypeVar("T")
-MakeConv = Callable[[torch.dtype], tuple[Tensor, Tensor]]
+from lib.cpu.capability import onednn_beats_mkl, onednn_has
 
-# Multiply-adds from which a float32 matmul is worth another library than PyTorch's own choice.
+T = TypeVar("T")
+
+# Multiply-adds from which a float32 matmul in training is faster by oneDNN.
 LARGE = 2**23
-# Rows from which a weight is worth being put in oneDNN's order for a single matmul.
+# Rows from which packing a weight for a single matmul pays.
 MANY = 2048
-# Rows of a map for which the gradient of a convolution's weight is computed at a time.
+# Rows of a feature map for which the gradient of a convolution's weight is computed at a time.
 STRIP = 30
 
 
-_plain = False
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    """Within it everything runs in its plain PyTorch form, to compare with."""
-    global _plain
-    before, _plain = _plain, True
-    try:
-        yield
-    finally:
-        _plain = before
-
-
-def eager() -> bool:
-    """Whether operators run here and now, and nothing records or watches them."""
-    return not (
-        _plain
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack()
+def applies(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are plain CPU tensors, and operators run eagerly and unobserved."""
+    return (
+        x.is_cpu
+        and weight.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
     )
-
-
-def eager_cpu(*tensors: Tensor) -> bool:
-    """Whether these are on the CPU and :func:`eager`."""
-    return eager() and all(t.device.type == "cpu" for t in tensors)
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:
@@ -66,34 +49,34 @@ def wants_grad(*tensors: Tensor | None) -> bool:
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The type that a matmul of ``x`` runs in, autocast considered."""
+    """The dtype that a matmul of ``x`` runs in, autocast considered."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-# ---- what is made of weights, and remembered while they stay as they are ----
+# ---- prepared weights ----
 
-_derived = WeakTensorKeyDictionary()  # weight -> {name: (stamps, value)}
+_prepared = WeakTensorKeyDictionary()  # weight -> {name: (stamps, value)}
 
 
-def derived(name: object, sources: tuple[Tensor, ...], make: Callable[[], T]) -> T:
-    """What ``make`` makes of weights, made again only when one of them has changed.
+def prepared(name: object, sources: tuple[Tensor, ...], make: Callable[[], T]) -> T:
+    """``make()``, computed from weights and kept until one of them changes.
 
-    A weight has changed when it was written to, in place or by ``load_state_dict``, or has other
-    memory, as after ``.to(device)``; an optimizer's step counts as a change of all. Writes through
-    ``.data`` or numpy are seen on the CPU if they change one of some elements spread over the
-    weight, as averaging weights does; others go unseen until :func:`forget`, which a model's
-    ``train()`` and ``eval()`` call. Nothing is kept on the modules: copies, pickles and
-    state dicts know of nothing, and it goes when the weight goes.
+    A weight changes when it is written to, in place or by ``load_state_dict``, or gets other
+    memory, as by ``.to(device)``. Fused optimizers and writes through ``.data`` do not raise a
+    tensor's version; they are noticed if they change one of some elements spread over the
+    weight, and in any case after the module's next ``train()`` or ``eval()``, which call
+    :func:`forget`. Nothing is kept on modules: copies, pickles and state dicts do not have it, and
+    it is freed with the weight.
 
     Args:
-        name: what is made, the same for the same ``sources`` and ``make``.
-        sources: all weights that it is made of.
-        make: makes it; called without recording gradients.
+        name: of the result; one for each ``make``.
+        sources: all tensors that it is computed from.
+        make: called without recording gradients.
     """
-    if not eager() or any(s.is_inference() for s in sources):
+    if any(s.is_inference() for s in sources):  # without a version
         return make()
-    known = _derived.setdefault(sources[0], {})
+    known = _prepared.setdefault(sources[0], {})
     if name in known:
         stamps, value = known[name]
         if all(was.fits(s) for s, was in zip(sources, stamps, strict=True)):
@@ -104,37 +87,33 @@ def derived(name: object, sources: tuple[Tensor, ...], make: Callable[[], T]) ->
     return value
 
 
-def forget(*_: object) -> None:
-    """Drop everything that :func:`derived` remembers."""
-    _derived.clear()
-
-
-# Fused optimizers write without autograd knowing.
-register_optimizer_step_post_hook(forget)
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drop what :func:`prepared` keeps of these first sources."""
+    for weight in weights:
+        _prepared.pop(weight, None)
 
 
 class _Stamp(NamedTuple):
-    """What tells that a tensor is still the same, unchanged."""
+    """Identifies a tensor and its content."""
 
-    storage: StorageWeakRef  # keeps the storage's address from being used again, not its memory
+    storage: StorageWeakRef  # keeps the address from being used again, but not the memory
     version: int
     view: tuple[object, ...]
-    sample: Tensor | None  # some elements; on a GPU, which would have to be waited for, none
+    sample: Tensor  # some elements
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Stamp:
-        """The stamp of a tensor as it is now."""
+        """Of a tensor as it is now."""
         storage = StorageWeakRef(tensor.untyped_storage())
-        sample = _sample(tensor).clone() if tensor.device.type == "cpu" else None
-        return cls(storage, tensor._version, _view(tensor), sample)
+        return cls(storage, tensor._version, _view(tensor), _sample(tensor).clone())
 
     def fits(self, tensor: Tensor) -> bool:
-        """Whether the tensor is the one that was stamped, as it was."""
+        """Whether the tensor is the same and unchanged."""
         return (
             tensor._version == self.version
             and tensor.untyped_storage()._cdata == self.storage.cdata
             and _view(tensor) == self.view
-            and (self.sample is None or torch.equal(_sample(tensor), self.sample))
+            and torch.equal(_sample(tensor), self.sample)
         )
 
 
@@ -149,23 +128,10 @@ def _sample(tensor: Tensor) -> Tensor:
 # ---- matmuls ----
 
 
-class Linear(nn.Linear):
-    """``nn.Linear`` by :func:`linear`."""
-
-    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """(..., in) -> (..., out), with an exact GELU after it where asked."""
-        return linear(x, self.weight, self.bias, gelu)
-
-
-def use_linear(module: nn.Module) -> None:
-    """Let the plain ``nn.Linear`` within a module of another library be :class:`Linear`."""
-    for part in module.modules():
-        if type(part) is nn.Linear:
-            part.__class__ = Linear
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """``F.linear``, and an exact (erf) GELU after it where asked.
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor | None:
+    """``F.linear``; with ``gelu`` an exact (erf) GELU follows, in inference only.
 
     Args:
         x: (..., in).
@@ -174,19 +140,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         gelu: whether to apply GELU.
 
     Returns:
-        (..., out), in bfloat16 under such autocast.
+        (..., out), in bfloat16 under such autocast; None where the kernel does not apply.
     """
-    if eager_cpu(x, weight) and x.numel() and x.is_contiguous():
-        dtype = matmul_dtype(x)
-        recorded = wants_grad(x, weight, bias)
-        exact = dtype == weight.dtype == torch.float32 and _onednn_beats_mkl()
-        if not recorded and (exact or (dtype == torch.bfloat16 and _onednn_has(dtype))):
+    if not (applies(x, weight) and x.numel() and x.is_contiguous()):
+        return None
+    dtype = matmul_dtype(x)
+    exact = dtype == weight.dtype == torch.float32 and onednn_beats_mkl()
+    if not wants_grad(x, weight, bias):
+        if exact or (dtype == torch.bfloat16 and onednn_has(dtype)):
             return _onednn(x.to(dtype), *_packed(weight, bias, dtype), gelu)
-        if exact and x.numel() * len(weight) >= LARGE:
-            y = _OneDnnLinear.apply(x, weight.flatten(1), bias)
-            return F.gelu(y) if gelu else y
-    y = F.linear(x, weight.flatten(1), bias)
-    return F.gelu(y) if gelu else y
+    elif exact and not gelu and x.numel() * len(weight) >= LARGE:
+        return _OneDnnLinear.apply(x, weight.flatten(1), bias)
+    return None
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
@@ -197,33 +162,38 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) 
 def _packed(
     weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in a type, the weight in the order that oneDNN likes best."""
+    """Weight and bias in a dtype, the weight in oneDNN's own memory layout."""
 
     def pack() -> Tensor:
         plain = weight.detach().flatten(1).to(dtype).contiguous()
         return torch.ops.mkldnn._reorder_linear_weight(plain, None)
 
-    packed = derived(("packed", dtype), (weight,), pack)
+    packed = prepared(("packed", dtype), (weight,), pack)
     if bias is None or bias.dtype == dtype:
         return packed, bias
-    return packed, derived(dtype, (bias,), lambda: bias.detach().to(dtype))
+    return packed, prepared(dtype, (bias,), lambda: bias.detach().to(dtype))
 
 
-def conv_relu(x: Tensor, name: object, sources: tuple[Tensor, ...], make: MakeConv) -> Tensor:
-    """ReLU of a 3x3 convolution whose weights are made of others; while evaluating only.
+def conv_relu(
+    x: Tensor,
+    sources: tuple[Tensor, ...],
+    make: Callable[[torch.dtype], tuple[Tensor, Tensor]],
+) -> Tensor | None:
+    """ReLU of a 3x3 convolution with padding 1, whose weights are computed from others.
+
+    In inference only, and only where :func:`applies` is true.
 
     Args:
         x: (B, in, H, W).
-        name, sources: as of :func:`derived`.
-        make: makes (weight (out, in, 3, 3), bias (out,)) in the type that is given to it.
+        sources: as of :func:`prepared`.
+        make: weight (out, in, 3, 3) and bias (out,) in a dtype.
 
     Returns:
-        (B, out, H, W), in bfloat16 under such autocast.
+        (B, out, H, W), in bfloat16 under such autocast; None where the kernel does not apply.
     """
     dtype = matmul_dtype(x)
-    if not (eager_cpu(x) and dtype in (torch.float32, torch.bfloat16) and _onednn_has(dtype)):
-        weight, bias = derived((name, dtype), sources, lambda: make(dtype))
-        return F.relu_(F.conv2d(x.to(dtype), weight, bias, padding=1))
+    if not onednn_has(dtype):
+        return None
     once = [1, 1]
 
     def pack() -> tuple[Tensor, Tensor]:
@@ -231,25 +201,28 @@ def conv_relu(x: Tensor, name: object, sources: tuple[Tensor, ...], make: MakeCo
         order = torch.ops.mkldnn._reorder_convolution_weight
         return order(weight, once, once, once, 1, list(x.shape)), bias
 
-    # Packed for the first size that comes, it serves the others.
-    weight, bias = derived((name, dtype, "packed"), sources, pack)
+    # Packed for the size of the first input; it works for others, too.
+    weight, bias = prepared(("conv", dtype), sources, pack)
     return torch.ops.mkldnn._convolution_pointwise(
         x.to(dtype), weight, bias, once, once, once, 1, "relu", [], ""
     )
 
 
-def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """A 3x3 convolution with padding 1: (B, in, H, W) by (out, in, 3, 3) -> (B, out, H, W)."""
+def conv3x3(x: Tensor, weight: Tensor) -> Tensor | None:
+    """3x3 convolution with padding 1 for training in float32 on large feature maps.
+
+    (B, in, H, W) and (out, in, 3, 3) -> (B, out, H, W); None where the kernel does not apply.
+    """
     large = x.shape[-2] >= 2 * STRIP
-    if large and eager_cpu(x) and wants_grad(weight) and matmul_dtype(x) == torch.float32:
+    if large and applies(x, weight) and wants_grad(weight) and matmul_dtype(x) == torch.float32:
         return _Conv3x3.apply(x, weight)
-    return F.conv2d(x, weight, padding=1)
+    return None
 
 
 class _Conv3x3(torch.autograd.Function):
-    """:func:`conv3x3`, with the gradient of the weight a strip of rows at a time.
+    """:func:`conv3x3`; computes the gradient of the weight by strips of rows.
 
-    oneDNN's float32 gradient of a weight is a third slower on maps that the caches do not hold.
+    oneDNN's float32 gradient of a weight is a third slower on maps larger than the caches.
     """
 
     @staticmethod
@@ -262,17 +235,17 @@ class _Conv3x3(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight = ctx.needs_input_grad
-        found_x = _conv_gradients(grad, x, weight, [1, 1], for_weight=False) if for_x else None
+        grad_x = _conv_gradients(grad, x, weight, [1, 1], for_weight=False) if for_x else None
         if not for_weight:
-            return found_x, None
+            return grad_x, None
         total = torch.zeros_like(weight)
-        for image, its_grad in zip(F.pad(x, (0, 0, 1, 1)).split(1), grad.split(1), strict=True):
+        for image, grad_image in zip(F.pad(x, (0, 0, 1, 1)).split(1), grad.split(1), strict=True):
             for top, part in zip(
-                range(0, x.shape[-2], STRIP), its_grad.split(STRIP, dim=-2), strict=True
+                range(0, x.shape[-2], STRIP), grad_image.split(STRIP, dim=-2), strict=True
             ):
                 rows = image[:, :, top : top + part.shape[-2] + 2]
                 total += _conv_gradients(part, rows, weight, [0, 1], for_weight=True)
-        return found_x, total
+        return grad_x, total
 
 
 def _conv_gradients(
@@ -280,10 +253,10 @@ def _conv_gradients(
 ) -> Tensor:
     """The gradient of a convolution's weight, or of its input."""
     once, mask = [1, 1], [not for_weight, for_weight, False]
-    found = torch.ops.aten.convolution_backward(
+    gradients = torch.ops.aten.convolution_backward(
         grad, x, weight, None, once, padding, once, False, [0, 0], 1, mask
     )
-    return found[1 if for_weight else 0]
+    return gradients[1 if for_weight else 0]
 
 
 class _OneDnnLinear(torch.autograd.Function):
@@ -312,37 +285,6 @@ class _OneDnnLinear(torch.autograd.Function):
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """(R, out) and (R, in) -> (out, in), their sum of outer products over the rows."""
     rows, inside = x.shape
-    if grad.shape[1] > inside and rows >= inside:  # the transposed result comes sooner
+    if grad.shape[1] > inside and rows >= inside:  # the transposed product is faster
         return _onednn(x.t().contiguous(), grad.t(), None).t().contiguous()
     return _onednn(grad.t(), x.t(), None)
-
-
-@lru_cache
-def _onednn_has(dtype: torch.dtype) -> bool:
-    """Whether PyTorch's oneDNN multiplies in a type on this CPU, with packed weights."""
-    needed = ("_linear_pointwise", "_convolution_pointwise")
-    if not (torch.backends.mkldnn.is_available() and all(map(_has_operator, needed))):
-        return False
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32
-
-
-def _has_operator(name: str) -> bool:
-    return hasattr(torch.ops.mkldnn, name)
-
-
-@lru_cache
-def _onednn_beats_mkl() -> bool:
-    """Whether float32 matmuls are better done by oneDNN than by MKL, PyTorch's own choice.
-
-    MKL keeps its AVX-512 code to Intel's processors; on others oneDNN's is twice as fast.
-    """
-    cpu = Path("/proc/cpuinfo")
-    return (
-        _onednn_has(torch.float32)
-        and torch.backends.mkl.is_available()
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and cpu.is_file()
-        and "GenuineIntel" not in cpu.read_text(errors="replace")
-    )

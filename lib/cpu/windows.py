@@ -1,4 +1,4 @@
-"""Window attention for eager CPU code: the numbers of :mod:`lib.swin`'s plain form, sooner."""
+"""Window attention for eager CPU code, in pieces that fit the caches."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lib.cpu.kernels import wants_grad
 
-# Elements of the attention weights that are worked on at a time: as many as the caches hold.
+# Elements of the attention weights that are computed at a time.
 CHUNK = 2**20
 
 
 class Layout(NamedTuple):
-    """Where a batch of maps lies in its windows.
+    """The place of each token of a batch of feature maps in their windows.
 
     Attributes:
         token: (B * nW * N,) int64, the token (of B * HW) in each place of the windows; any token
@@ -53,8 +53,8 @@ def window_layout(B: int, H: int, W: int, window_size: int, shift: int) -> Layou
 def attend(qkv: Tensor, edge: Tensor, bias: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
     """Softmax(q k^T / sqrt(d) + bias + mask) v within windows (Swin paper, Eq. 4), on the CPU.
 
-    In pieces that stay in the caches. Tokens are gathered into windows piece by piece, so a map is
-    neither padded nor rolled nor cut as a whole; the softmax is in float32 or better.
+    Tokens are gathered into windows piece by piece, so that no padded or shifted feature map is
+    made; the softmax is in float32 or float64.
 
     Args:
         qkv: (B, HW, 3C) queries, keys and values of the tokens.
@@ -83,16 +83,16 @@ def _attend(
     heads, N, _ = bias.shape
     C = qkv.shape[-1] // 3
     tokens = qkv.flatten(0, 1)
-    found = qkv.new_empty(len(layout.token), C)
+    out_places = qkv.new_empty(len(layout.token), C)
     for piece in _pieces(layout, qkv.shape[0], heads, N):
         q, k, v = _gather(tokens, edge, layout, piece, N, heads)
         logits = _logits(q, k, bias, mask, piece)
         attention = logits.softmax(dim=-1).to(qkv.dtype).flatten(0, 1)
         out = torch.bmm(attention, v).view(-1, heads, N, C // heads)
-        found[piece].view(-1, N, heads, C // heads).copy_(out.transpose(1, 2))
+        out_places[piece].view(-1, N, heads, C // heads).copy_(out.transpose(1, 2))
         if weights is not None:
             weights.append(attention)
-    return found.index_select(0, layout.place).view(*qkv.shape[:2], C)
+    return out_places.index_select(0, layout.place).view(*qkv.shape[:2], C)
 
 
 class _Attention(torch.autograd.Function):
@@ -143,7 +143,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _pieces(layout: Layout, B: int, heads: int, N: int) -> Iterator[slice]:
-    """Places to work on at a time: whole maps where several fit, else some windows of one."""
+    """Slices of the places: several feature maps each, or some windows of one."""
     per_map = len(layout.token) // B  # places
     step = max(1, CHUNK // (heads * N * N)) * N
     step = step // per_map * per_map if step >= per_map else step
@@ -167,7 +167,7 @@ def _gather(
 
 
 def _logits(q: Tensor, k: Tensor, bias: Tensor, mask: Tensor | None, piece: slice) -> Tensor:
-    """q k^T / sqrt(d) + bias + mask, (windows, heads, N, N), in float32 or better."""
+    """q k^T / sqrt(d) + bias + mask, (windows, heads, N, N), in float32 or float64."""
     heads, N, _ = bias.shape
     logits = torch.bmm(q, k.transpose(1, 2))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).view(-1, heads, N, N)
@@ -180,6 +180,6 @@ def _logits(q: Tensor, k: Tensor, bias: Tensor, mask: Tensor | None, piece: slic
 
 
 def _softmax_backward(grad: Tensor, attention: Tensor) -> Tensor:
-    """The gradient of logits from that of their softmax, in float32 or better."""
+    """The gradient of logits from that of their softmax, in float32 or float64."""
     dtype = torch.promote_types(grad.dtype, torch.float32)
     return torch._softmax_backward_data(grad.to(dtype), attention.to(dtype), -1, dtype)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lib.model import Segmenter
+from lib.errors import InputError
+from lib.model import Frozen, Segmenter
 
 PUBLISHED_LANG_LAYERS = 10
 NORM_DECAY = ("published", "none", "all")
@@ -21,36 +22,47 @@ def parameter_groups(
     lang_layers: int | None = PUBLISHED_LANG_LAYERS,
     norm_decay: str = "published",
 ) -> list[dict[str, Any]]:
-    """Split the parameters as the release of the model does.
+    """The optimizer's parameter groups, as in the release of the model.
 
     Args:
         model: not wrapped in DDP.
         weight_decay: of all groups but ``*_no_decay``.
-        lang_layers: the first so many BERT layers are trained; BERT's embeddings and later layers
-            are in no group, as published. None trains all of BERT, the embeddings too.
-        norm_decay: 'published' spares the backbone's norms, position embedding and bias tables,
-            but neither its other biases nor the norms elsewhere; 'none' spares every norm and
-            bias; 'all' spares nothing.
+        lang_layers: train the first so many BERT layers, but not its embeddings, as published;
+            None trains all of BERT.
+        norm_decay: which norms and biases have no weight decay: 'published': the backbone's norms,
+            position embedding and bias tables; 'none': all; 'all': none of them.
 
     Returns:
-        Groups {name, params, param_names, weight_decay} in the model's order, empty ones left
-        out. Parameters in none are :func:`not_optimised`.
+        Groups {name, params, param_names, weight_decay} in the model's order, without empty ones.
+
+    Raises:
+        InputError: the model does not say what to do with a parameter.
     """
-    spared = "_no_decay"
+    no_decay = "_no_decay"
     members: dict[str, list[tuple[str, nn.Parameter]]] = {group: [] for group in model.groups}
+    unknown = []
     for name, parameter in model.named_parameters():
         group = model.parameter_group(name, lang_layers)
         if group is None:
-            continue
-        if norm_decay == "none" and parameter.ndim < 2 and not group.endswith(spared):
-            group += spared
-        members.setdefault(group, []).append((name, parameter))
+            unknown.append(name)
+        elif isinstance(group, str):
+            if norm_decay == "none" and parameter.ndim < 2 and not group.endswith(no_decay):
+                group += no_decay
+            members.setdefault(group, []).append((name, parameter))
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise InputError(
+            f"parameters in no optimizer group: {', '.join(unknown[:3])}{more}: return a group's "
+            f"name or Frozen(reason) for them in {type(model).__name__}.parameter_group"
+        )
     return [
         {
             "name": group,
             "params": [parameter for _, parameter in named],
             "param_names": [name for name, _ in named],
-            "weight_decay": 0.0 if group.endswith(spared) and norm_decay != "all" else weight_decay,
+            "weight_decay": weight_decay
+            if norm_decay == "all" or not group.endswith(no_decay)
+            else 0.0,
         }
         for group, named in members.items()
         if named
@@ -64,12 +76,41 @@ def not_optimised(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[st
 
 
 def freeze_unused(model: Segmenter, groups: Iterable[dict[str, Any]]) -> None:
-    """Ask for no gradient where none is used: outside the groups, and where no output depends.
+    """Turn off gradients of parameters in no group, and of those that no output depends on.
 
     Updates stay the same; backward is cheaper, and DDP need not search for unused parameters.
     """
     for name in {*not_optimised(model, groups), *model.unused_parameters()}:
         model.get_parameter(name).requires_grad_(False)
+
+
+def describe_groups(
+    model: Segmenter, groups: Iterable[dict[str, Any]], lr: float, lang_layers: int | None
+) -> list[str]:
+    """Lines for the log: every group, and what is not trained with the reason.
+
+    Args:
+        model, groups, lang_layers: of :func:`parameter_groups`.
+        lr: initial learning rate.
+    """
+    unused = model.unused_parameters()
+    frozen: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        group = model.parameter_group(name, lang_layers)
+        reason = group.reason if isinstance(group, Frozen) else unused.get(name)
+        if reason is not None:
+            frozen.setdefault(reason, []).append(name)
+
+    def size(names: list[str]) -> str:
+        parameters = sum(model.get_parameter(name).numel() for name in names)
+        return f"{len(names)} tensors, {parameters:,} parameters"
+
+    lines = [
+        f"group {g['name']}: {size(g['param_names'])}, lr {lr:g}, "
+        f"weight decay {g['weight_decay']:g}"
+        for g in groups
+    ]
+    return lines + [f"not trained: {size(names)}: {why}" for why, names in frozen.items()]
 
 
 def scaled_lr(lr: float, total_batch: int, base: int) -> float:
@@ -88,21 +129,16 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     amsgrad: bool = False,
-    fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW over the groups (LAVT, Sec. 4.2).
+    """AdamW over the groups, fused into one kernel (LAVT, Sec. 4.2).
 
     Args:
         groups: of :func:`parameter_groups`.
         lr, weight_decay, amsgrad: AdamW's.
-        fused: one kernel for all parameters: the same formula, rounded otherwise.
     """
-    # param_names would be taken for torch's own named-parameter feature, which wants all of them
-    # in one form; the names are kept by this module's functions instead.
+    # AdamW would save param_names in its state, which published optimizer states do not have.
     plain = [{k: v for k, v in group.items() if k != "param_names"} for group in groups]
-    return torch.optim.AdamW(
-        plain, lr=lr, weight_decay=weight_decay, amsgrad=amsgrad, fused=fused or None
-    )
+    return torch.optim.AdamW(plain, lr=lr, weight_decay=weight_decay, amsgrad=amsgrad, fused=True)
 
 
 def poly_schedule(

@@ -1,4 +1,4 @@
-"""docs/adding_a_model.md is true: one class and one line make a model of train.py and test.py."""
+"""docs/adding_a_model.md: one class and one line make a model of train.py and test.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.scripts import Shapes
 
 
 class Toy(Segmenter):
-    """One Swin stage, multiplied by the sentence's [CLS]."""
+    """One Swin stage, multiplied by the features of [CLS]."""
 
     groups = ("backbone_no_decay", "backbone", "decoder", "text")
 
@@ -62,8 +62,8 @@ class Toy(Segmenter):
             return decay_group(name)
         return "text" if part == "text_encoder" else "decoder"
 
-    def unused_parameters(self) -> list[str]:
-        return []
+    def unused_parameters(self) -> dict[str, str]:
+        return {}
 
     def swin_name(self, name: str) -> str | None:
         return None
@@ -72,7 +72,7 @@ class Toy(Segmenter):
         fill_text(self.text_encoder, bert)
 
 
-def test_one_class_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_model_trains_and_is_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate(tmp_path / "data", scenes=6, val_scenes=2, test_scenes=1)
     shapes = Shapes(tmp_path / "data")
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ from lib.backbone import MultiModalSwin
 from lib.crossvlt import CrossVLT, CrossVLTOutput
 from lib.errors import InputError
 from lib.losses import cross_entropy, dice
+from lib.model import Frozen
 from lib.swin import SWIN_SIZES
 
 N_L = 21
@@ -35,7 +36,7 @@ def model(text_config: BertConfig) -> CrossVLT:
 
 
 def inputs(H: int = 64, W: int = 64, words: tuple[int, ...] = (5, N_L)) -> tuple[Tensor, ...]:
-    """Picture, ids and mask."""
+    """Image, ids and mask."""
     random = torch.Generator().manual_seed(1)
     mask = (torch.arange(N_L) < torch.tensor(words)[:, None]).long()
     ids = torch.randint(1, 60, mask.shape, generator=random) * mask
@@ -57,15 +58,13 @@ def test_any_size(model: CrossVLT, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_what_forward_returns_depends_on_the_argument_not_on_the_mode(
-    model: CrossVLT, training: bool
-) -> None:
+def test_return_types_do_not_depend_on_the_mode(model: CrossVLT, training: bool) -> None:
     model.train(training)
     assert isinstance(model(*inputs()), Tensor)
     assert isinstance(model.encode(*inputs()), CrossVLTOutput)
 
 
-def test_alignment_leaves_the_logits_alone(model: CrossVLT) -> None:
+def test_alignment_does_not_change_the_logits(model: CrossVLT) -> None:
     with torch.no_grad():
         assert torch.equal(model(*inputs()), model.encode(*inputs()).logits)
 
@@ -102,7 +101,7 @@ def test_masked_words_are_no_keys_of_a_language_stage(model: CrossVLT, stage: in
     assert (seen[~real] - expected[~real]).abs().max() > 0.01
 
 
-def test_a_sentence_does_not_reach_its_neighbour(model: CrossVLT) -> None:
+def test_a_batch_is_its_samples(model: CrossVLT) -> None:
     image, ids, mask = inputs()
     with torch.no_grad():
         both = model(image, ids, mask)
@@ -110,14 +109,14 @@ def test_a_sentence_does_not_reach_its_neighbour(model: CrossVLT) -> None:
     torch.testing.assert_close(both, torch.cat(alone), rtol=0, atol=1e-5)
 
 
-def test_an_empty_sentence_gives_numbers(model: CrossVLT) -> None:
+def test_an_expression_without_words_is_finite(model: CrossVLT) -> None:
     image, ids, mask = inputs()
     output = model.encode(image, ids, torch.zeros_like(mask))
     assert output.logits.isfinite().all()
     assert all(s.isfinite().all() for s in output.similarity)
 
 
-def test_the_picture_reaches_the_later_words(model: CrossVLT) -> None:
+def test_word_features_of_later_stages_depend_on_the_image(model: CrossVLT) -> None:
     seen: dict[str, Tensor] = {}
     for name in ("lang_stage2", "lang_stage3", "lang_stage4"):
         model.get_submodule(name).register_forward_hook(
@@ -184,7 +183,7 @@ def test_stage1_takes_at_most_six_layers(layers: int, first: int, text_config: B
     assert text_config.num_hidden_layers == layers  # the caller's stays as it was
 
 
-def test_a_width_that_heads_do_not_divide_is_refused() -> None:
+def test_a_width_that_heads_do_not_divide_raises() -> None:
     with pytest.raises(ValueError, match="96 is no multiple of 64"):
         crossvlt.WordFusion(48, 32, 96)
 
@@ -209,20 +208,25 @@ def test_initial_weights() -> None:
 def test_unused_parameters_are_those_without_gradient(model: CrossVLT) -> None:
     model.train()
     output = model.encode(*inputs())
-    crossvlt.crossvlt_loss(output, torch.randint(0, 2, (2, 64, 64))).backward()
+    sum(crossvlt.crossvlt_losses(output, torch.randint(0, 2, (2, 64, 64))).values()).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
-    assert without == model.unused_parameters()
+    assert without == list(model.unused_parameters())
     assert without == [f"backbone.3.layers.linear1.{i}.weight" for i in (0, 2)]
 
 
-def test_every_parameter_is_in_a_group_or_named_as_left_out(text_config: BertConfig) -> None:
+def test_every_parameter_is_in_a_group_or_frozen(text_config: BertConfig) -> None:
     model = CrossVLT(MICRO, 7, text_config, ape_grid=8)
-    members: dict[str | None, list[str]] = {}
+    members: dict[str, list[str]] = {}
+    frozen = []
     for name, _ in model.named_parameters():
-        members.setdefault(model.parameter_group(name, 10), []).append(name)
-    left_out = members.pop(None)
-    assert left_out[0] == "temp"
-    assert all(name.startswith("lang_stage1.embeddings.") for name in left_out[1:])
+        group = model.parameter_group(name, 10)
+        if isinstance(group, Frozen):
+            frozen.append(name)
+        else:
+            assert group is not None, name
+            members.setdefault(group, []).append(name)
+    assert frozen[0] == "temp"
+    assert all(name.startswith("lang_stage1.embeddings.") for name in frozen[1:])
     assert sorted(members, key=str) == [
         "backbone",
         "backbone_no_decay",
@@ -250,10 +254,13 @@ def test_loss_by_hand(model: CrossVLT) -> None:
         aligned = aligned - likely.log().mean()
     for segmentation in (cross_entropy, dice):
         expected = 2 * segmentation(output.logits, target) + aligned
-        loss = crossvlt.crossvlt_loss(output, target, segmentation)
-        torch.testing.assert_close(loss, expected)
-    default = crossvlt.crossvlt_loss(output, target)
-    torch.testing.assert_close(default, 2 * cross_entropy(output.logits, target) + aligned)
+        losses = crossvlt.crossvlt_losses(output, target, segmentation)
+        assert list(losses) == ["seg", "align_1", "align_2", "align_3", "align_4"]
+        torch.testing.assert_close(sum(losses.values()), expected)
+        own = model.losses(*inputs(), target=target, segmentation=segmentation)
+        torch.testing.assert_close(own, losses)
+    default = crossvlt.crossvlt_losses(output, target)
+    torch.testing.assert_close(default["seg"], 2 * cross_entropy(output.logits, target))
 
 
 def test_temperature_divides_the_cosine(model: CrossVLT) -> None:
@@ -301,7 +308,7 @@ def test_stage1_starts_from_a_pretrained_bert(
         ("vocab_size", 61, "do not fit"),
     ],
 )
-def test_an_unfitting_bert_is_refused(
+def test_a_bert_of_other_sizes_raises(
     model: CrossVLT, text_config: BertConfig, option: str, value: int, message: str
 ) -> None:
     config = copy.deepcopy(text_config)
@@ -332,7 +339,7 @@ def test_own_weights_keep_their_temperatures(model: CrossVLT) -> None:
     assert list(complete) == list(model.state_dict())
 
 
-def test_imagenet_weights_find_their_place(text_config: BertConfig) -> None:
+def test_imagenet_names_and_shapes_are_those_of_lavt(text_config: BertConfig) -> None:
     model = CrossVLT(MICRO, 7, text_config, ape_grid=8)
     places = {
         official: tuple(value.shape)

@@ -76,7 +76,7 @@ def test_real_words_have_influence() -> None:
 
 
 @torch.no_grad()
-def test_a_sentence_without_words_is_finite() -> None:
+def test_an_expression_without_words_is_finite() -> None:
     fuse, (vis, lang) = pwam(), words_and_pixels()
     assert fuse(vis, lang, torch.zeros_like(MASK)).isfinite().all()
 

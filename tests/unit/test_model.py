@@ -25,7 +25,7 @@ def words(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", ["lavt", "lavt_one"])
 @pytest.mark.parametrize("size", [(64, 64), (33, 50), (4, 4), (1, 1)])
 @torch.no_grad()
-def test_logits_have_the_size_of_the_picture(
+def test_logits_have_the_size_of_the_image(
     name: str, size: tuple[int, int], build_nano: Build
 ) -> None:
     model = build_nano(name).eval()
@@ -44,15 +44,15 @@ def test_a_batch_is_its_samples(build_nano: Build) -> None:
 
 
 @torch.no_grad()
-def test_the_sentence_matters_and_its_padding_does_not(build_nano: Build) -> None:
+def test_expression_matters_and_its_padding_does_not(build_nano: Build) -> None:
     model = build_nano().double().eval()
     image, (ids, mask) = torch.randn(2, 3, 48, 48, dtype=torch.float64), words()
     logits = model(image, ids, mask)
-    padding, sentence = ids.clone(), ids.clone()
+    padding, expression = ids.clone(), ids.clone()
     padding[:, 10:] = 7
-    sentence[:, 2] = 7
+    expression[:, 2] = 7
     torch.testing.assert_close(model(image, padding, mask), logits, rtol=0, atol=1e-10)
-    assert not torch.allclose(model(image, sentence, mask), logits)
+    assert not torch.allclose(model(image, expression, mask), logits)
 
 
 @pytest.mark.parametrize("width", [384, 128])
@@ -109,7 +109,7 @@ def test_fresh_weights(build_nano: Build) -> None:
 
 
 @torch.no_grad()
-def test_absolute_position_is_resized_to_the_picture(build_nano: Build) -> None:
+def test_absolute_position_is_resized_to_the_image(build_nano: Build) -> None:
     model = build_nano(ape_grid=4).eval()
     image, text = torch.randn(2, 3, 40, 24), words()
     before = model(image, *text)
@@ -150,33 +150,10 @@ def test_mha_is_given_to_the_stages(build_nano: Build) -> None:
         ({"text_config": "./no/such/folder"}, "no/such/folder"),
     ],
 )
-def test_what_cannot_be_built_is_one_clear_line(
+def test_invalid_arguments_raise_one_line(
     options: dict[str, Any], message: str, build_nano: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match=message) as caught:
         build_nano(**options)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["lavt", "lavt_one", "crossvlt"])
-def test_sentences_of_one_picture_share_its_first_stage(name: str, build_nano: Build) -> None:
-    """Fewer pictures than sentences give what a picture for each sentence gives."""
-    size = "micro" if name == "crossvlt" else "nano"  # whose heads are 64 wide
-    model = build_nano(name, swin_type=size).eval()
-    pictures = torch.randn(2, 3, 64, 48)
-    of_picture = torch.tensor([0, 0, 1, 0])
-    ids = torch.randint(1, 60, (4, 6))
-    mask = torch.tensor([[1] * n + [0] * (6 - n) for n in (6, 3, 4, 1)])
-    seen = []
-    hook = model.get_submodule(
-        "backbone.0.patch_embed" if name == "crossvlt" else "backbone.patch_embed"
-    ).register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    with torch.inference_mode():
-        shared = model(pictures, ids, mask, of_picture)
-        alone = model(pictures[of_picture], ids, mask)
-    hook.remove()
-    assert seen == [2, 4]
-    assert shared.shape == (4, 2, 64, 48)
-    assert torch.allclose(shared, alone, atol=1e-5)
-    assert not torch.allclose(alone[0], alone[2], atol=1e-2)

@@ -19,7 +19,7 @@ from lib.lavt import LAVT
 from lib.losses import dice
 from lib.segmentation import build_model
 from lib.training import optim
-from lib.variants import CHOICES, PUBLISHED, SentenceFusion, Variant
+from lib.variants import CHOICES, PUBLISHED, MeanFusion, Variant
 from tests.conftest import Build
 
 OTHERS = [{name: value} for name, values in CHOICES.items() for value in values[1:]]
@@ -53,7 +53,7 @@ def seeded(build_nano: Build, name: str = "lavt_one", **options: Any) -> LAVT:
     return build_nano(name, drop_path=0.0, **options)
 
 
-def test_defaults_spelt_out_change_no_bit(build_nano: Build) -> None:
+def test_explicit_defaults_are_bit_identical(build_nano: Build) -> None:
     spelt = [w for name, values in CHOICES.items() for w in (f"--{name}", values[0])]
     assert model_options(parse_train(spelt)) == model_options(parse_train([]))
     assert model_options(parse_train(spelt))["variant"] == PUBLISHED
@@ -64,7 +64,9 @@ def test_defaults_spelt_out_change_no_bit(build_nano: Build) -> None:
 
 
 @every_variant
-def test_it_differs_from_the_published_network(build_nano: Build, changes: dict[str, str]) -> None:
+def test_logits_differ_from_the_published_network(
+    build_nano: Build, changes: dict[str, str]
+) -> None:
     """With the same weights, as far as both have them."""
     published, other = seeded(build_nano), seeded(build_nano, variant=Variant(**changes))
     own, state = other.state_dict(), published.state_dict()
@@ -77,8 +79,9 @@ def test_it_differs_from_the_published_network(build_nano: Build, changes: dict[
 
 
 @every_variant
-def test_it_trains(build_nano: Build, changes: dict[str, str]) -> None:
-    """The loss falls, and exactly the parameters that are said to be used have gradients."""
+def test_loss_falls_and_used_parameters_get_gradients(
+    build_nano: Build, changes: dict[str, str]
+) -> None:
     model = seeded(build_nano, variant=Variant(**changes)).train()
     groups = optim.parameter_groups(model, 0.01, None)
     optim.freeze_unused(model, groups)
@@ -86,7 +89,7 @@ def test_it_trains(build_nano: Build, changes: dict[str, str]) -> None:
     losses = []
     for _ in range(8):
         optimizer.zero_grad(set_to_none=True)
-        loss = model.objective(**batch(), segmentation=dice)
+        loss = model.losses(**batch(), segmentation=dice)["seg"]
         loss.backward()
         losses.append(float(loss.detach()))
         optimizer.step()
@@ -100,21 +103,21 @@ def test_it_trains(build_nano: Build, changes: dict[str, str]) -> None:
 
 
 @every_variant
-def test_the_sentence_matters_and_padding_does_not(
+def test_expression_matters_and_padding_does_not(
     build_nano: Build, changes: dict[str, str]
 ) -> None:
     model, b = seeded(build_nano, variant=Variant(**changes)), batch()
-    said = logits(model)
+    expected = logits(model)
     ids = b["input_ids"].clone()
     ids[1, 4:] = 7
-    torch.testing.assert_close(logits(model, input_ids=ids), said, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model, input_ids=ids), expected, rtol=0, atol=1e-6)
     ids[1, 2] = 1 + ids[1, 2] % 50
-    assert not torch.equal(logits(model, input_ids=ids)[1], said[1])
+    assert not torch.equal(logits(model, input_ids=ids)[1], expected[1])
 
 
 @every_variant
 @pytest.mark.parametrize("name", ["lavt", "lavt_one"])
-def test_another_variants_checkpoint_is_refused_with_the_option_that_fits(
+def test_loading_another_variant_raises_with_the_flag_that_fits(
     build_nano: Build, changes: dict[str, str], name: str
 ) -> None:
     other, published = seeded(build_nano, name, variant=Variant(**changes)), seeded(build_nano)
@@ -144,14 +147,16 @@ def test_another_variants_checkpoint_is_refused_with_the_option_that_fits(
         ({"lang_path": "off"}, "--lang_path off (or --gate off)"),
     ],
 )
-def test_names_and_shapes_alone_tell(build_nano: Build, changes: dict[str, str], hint: str) -> None:
+def test_loading_another_variant_without_args_raises_with_the_flag_that_fits(
+    build_nano: Build, changes: dict[str, str], hint: str
+) -> None:
     content = build_nano(variant=Variant(**changes)).to_published()
     with pytest.raises(InputError) as caught:
         load_model(build_nano(), content, "a.pth")
     assert str(caught.value).endswith(f"it would fit: {hint}")
 
 
-def test_heads_are_compared_too(build_nano: Build) -> None:
+def test_loading_other_heads_raises(build_nano: Build) -> None:
     content = build_nano(mha="1-2-4-4").to_published() | {"args": {"mha": "1-2-4-4"}}
     load_model(build_nano(mha="1-2-4-4"), content, "a.pth")
     with pytest.raises(InputError, match="it would fit: --mha 1-2-4-4"):
@@ -167,12 +172,12 @@ def test_heads_are_compared_too(build_nano: Build) -> None:
         ("--gate silu", "invalid choice: 'silu'"),
     ],
 )
-def test_options_without_meaning_are_refused(options: str, message: str) -> None:
+def test_flags_without_effect_raise(options: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_train(options.split())
 
 
-def test_who_has_no_such_option_says_so(build_nano: Build) -> None:
+def test_models_without_the_flag_raise(build_nano: Build) -> None:
     with pytest.raises(InputError, match="--gate relu --fusion add: crossvlt has no such option"):
         build_nano("crossvlt", variant=Variant(gate="relu", fusion="add"))
     with pytest.raises(InputError, match="--mha 2-2-2-2 has no meaning with --fusion add"):
@@ -190,7 +195,7 @@ def stage(last: bool = False, **changes: str) -> MultiModalStage:
 
 
 @torch.no_grad()
-def test_what_goes_on_and_what_is_shown() -> None:
+def test_outputs_of_a_stage_by_their_formulas() -> None:
     x, lang, mask = STAGE
 
     def merged(built: MultiModalStage, tokens: Tensor) -> Tensor:
@@ -225,9 +230,9 @@ def test_what_goes_on_and_what_is_shown() -> None:
 
 @pytest.mark.parametrize("join", ["add", "mul", "concat"])
 @torch.no_grad()
-def test_plain_fusion_by_its_formula(join: str) -> None:
+def test_mean_fusion_by_its_formula(join: str) -> None:
     torch.manual_seed(0)
-    fuse = SentenceFusion(8, 6, join).double().eval()
+    fuse = MeanFusion(8, 6, join).double().eval()
     vis, lang, mask = STAGE[0].flatten(1, 2).double(), STAGE[1].double(), STAGE[2]
     v = F.gelu(F.conv1d(vis.mT, *list(fuse.vis_project.parameters())))
     mean = torch.stack([lang[0].mean(0), lang[1, :3].mean(0)])

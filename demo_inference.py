@@ -35,7 +35,7 @@ from args import model_options, parse_demo, speed_options
 from bert import encode, load_tokenizer
 from bert.tokenizer import Tokenizer
 from data import loaders
-from data.transforms import Preprocess
+from data.transforms import as_tensor, resize_image
 from lib import checkpoint, runtime
 from lib.attention import attention_figure, fusions, word_attention
 from lib.errors import InputError
@@ -67,7 +67,7 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[Segmenter, Tok
     Raises:
         InputError: the checkpoint, the text configuration or the vocabulary cannot be used.
     """
-    content = checkpoint.read_file(args.resume)
+    content = checkpoint.read_checkpoint(args.resume)
     model = build_model(args.model, **model_options(args))
     checkpoint.load_model(model, content, args.resume)
     runtime.prepare(model.to(device).eval(), **speed_options(args))
@@ -102,7 +102,7 @@ def predict(
     """
     device = next(model.parameters()).device
     ids, attention = encode(tokenizer, sentences, max_tokens)
-    image = Preprocess(img_size).image(photo)[None]
+    image = as_tensor(resize_image(photo, img_size))[None]
     logits = []
     for part, mask in zip(ids.split(batch_size), attention.split(batch_size), strict=True):
         batch = {"image": image, "input_ids": part, "attention_mask": mask}
@@ -323,7 +323,7 @@ def explain(
         InputError: a file cannot be written.
     """
     device = next(model.parameters()).device
-    image = Preprocess(args.img_size).image(photo)[None]
+    image = as_tensor(resize_image(photo, args.img_size))[None]
     for sentence, path, of_sentence in zip(job.sentences, job.overlays, logits, strict=True):
         ids, mask = encode(tokenizer, [sentence], args.max_tokens)
         batch = {"image": image, "input_ids": ids, "attention_mask": mask}

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_test(argv)
     info = utils.init_distributed(args.device, args.local_rank)
     utils.setup_logging(None, info.rank)
-    content = checkpoint.read_file(args.resume)
+    content = checkpoint.read_checkpoint(args.resume)
     model = build_model(args.model, **model_options(args))
     checkpoint.load_model(model, content, args.resume)
     runtime.prepare(model.to(info.device), **speed_options(args))

@@ -66,7 +66,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     )
     utils.setup_logging(Path("models") / args.model_id, info.rank)
     resume = choose_checkpoint(args, info)
-    content = checkpoint.read_file(resume) if resume else None
+    content = checkpoint.read_checkpoint(resume) if resume else None
     model = prepare_model(args, info, content, resume)
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)
     optim.freeze_unused(model, groups)

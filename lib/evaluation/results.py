@@ -11,6 +11,7 @@ from lib import checkpoint
 from lib.evaluation import published, tables
 from lib.evaluation.protocol import Protocol
 from lib.evaluation.summary import Summary
+from refer.datasets import dataset_info
 from utils import log
 
 
@@ -40,7 +41,7 @@ def tabulate(
         )
         entries.append(tables.Entry(split, summary, row))
     facts = {"dataset": refer.dataset, "splitBy": refer.splitBy, "model": model}
-    title = f"{tables.NAMES[refer.dataset]} ({refer.splitBy}), {model}"
+    title = f"{dataset_info(refer.dataset).display_name} ({refer.splitBy}), {model}"
     return tables.Results(title, facts, protocol.label, entries)
 
 

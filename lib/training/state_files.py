@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lib.checkpoint import TRAINING_STATE, read_file, write_partial
+from lib.checkpoint import TRAINING_STATE, read_checkpoint, write_partial
 from lib.errors import InputError
 
 
@@ -66,7 +66,7 @@ class StateFiles:
             if not path.exists():
                 continue
             try:
-                content = read_file(path)
+                content = read_checkpoint(path)
             except InputError as e:
                 reasons.append(str(e))
                 continue

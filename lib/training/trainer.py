@@ -464,7 +464,7 @@ class Trainer:
         if self.skipped == 1:
             facts = {"step": number, "loss": loss, "grad_norm": norm, "samples": samples}
             content = self.state_dict([]) | {"nonfinite": facts}
-            checkpoint.write_file(content, self.files.nonfinite)
+            checkpoint.write_checkpoint(content, self.files.nonfinite)
             what += f"; the state before it: {self.files.nonfinite}"
         if stop:
             raise InputError(f"{what}: lower --lr, try --clip_grad 1, or --nonfinite skip")

@@ -295,7 +295,7 @@ def checkpoints(sound: Sound) -> Target:
     def read(case: bytes, folder: Path) -> None:
         path = folder / ("x.safetensors" if case[:1] == b"s" else "x.pth")
         path.write_bytes(case[1:])
-        found = checkpoint.read_file(path)
+        found = checkpoint.read_checkpoint(path)
         args.compare_args(found.get("args"), options)
         for use in (
             lambda: checkpoint.load_training(found, path, optimizer, schedule),

@@ -25,7 +25,7 @@ from PIL import Image
 
 import demo_inference
 from bert import load_bert, load_config, load_tokenizer
-from lib.checkpoint import describe, flat_state, load_model, load_training, read_file
+from lib.checkpoint import describe, flat_state, load_model, load_training, read_checkpoint
 from lib.checkpoint.swin import load_swin_weights
 from lib.errors import LONGEST, InputError
 from refer import REFER
@@ -449,7 +449,7 @@ def saved(content: Any, zipped: bool = True, protocol: int = 2) -> bytes:
 def refused_checkpoint(data: bytes, folder: Path, name: str = "x.pth") -> str:
     path = folder / name
     path.write_bytes(data)
-    message = refusal(lambda: read_file(path), folder)
+    message = refusal(lambda: read_checkpoint(path), folder)
     assert str(path) in message
     return message
 
@@ -556,7 +556,7 @@ def test_weights_that_do_not(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(
         with_pickle(state(tensor(4, "2 1", "2 9", offset=1)), data__0=bytes(16))
     )
-    assert read_file(tmp_path / "x.pth")["model"]["w"].tolist() == [[0.0], [0.0]]
+    assert read_checkpoint(tmp_path / "x.pth")["model"]["w"].tolist() == [[0.0], [0.0]]
 
 
 PLAIN = {
@@ -593,7 +593,7 @@ def test_values_without_end(tmp_path: Path, name: str) -> None:
 def test_numbers_may_be_long(tmp_path: Path) -> None:
     """As states of random generators are."""
     (tmp_path / "x.pth").write_bytes(saved({"inc": 1 << 127, "epoch": 3}))
-    assert read_file(tmp_path / "x.pth") == {"inc": 1 << 127, "epoch": 3}
+    assert read_checkpoint(tmp_path / "x.pth") == {"inc": 1 << 127, "epoch": 3}
 
 
 def zip_of(*members: tuple[str, bytes], packed: bool = False) -> bytes:
@@ -670,7 +670,7 @@ def test_weights_of_another_type(tmp_path: Path, build_nano: Build, kind: torch.
     path = tmp_path / "x.pth"
     if kind == torch.complex64:
         path.write_bytes(saved(content))
-        assert "ComplexFloatStorage" in refusal(lambda: read_file(path), tmp_path)
+        assert "ComplexFloatStorage" in refusal(lambda: read_checkpoint(path), tmp_path)
     message = refusal(lambda: load_model(model, content, path), tmp_path)
     assert name in message
     assert str(kind) in message

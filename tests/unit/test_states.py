@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib.checkpoint import read_file
+from lib.checkpoint import read_checkpoint
 from lib.errors import InputError
 from lib.training.state_files import StateFiles
 from tests.scripts import REPO, environment
@@ -24,7 +24,7 @@ def content(number: int, size: int = 1000) -> dict[str, Any]:
 
 
 def epoch_of(path: Path) -> int:
-    return read_file(path)["epoch"]
+    return read_checkpoint(path)["epoch"]
 
 
 def damage(path: Path) -> None:
@@ -94,7 +94,7 @@ def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path: Path) -> None:
         broken[position] ^= 1
         files.last.write_bytes(broken)
         with pytest.raises(InputError, match="damaged"):
-            read_file(files.last)
+            read_checkpoint(files.last)
 
 
 @pytest.mark.parametrize("moment", range(6))

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import utils
 from lib.errors import InputError
 from lib.evaluation.protocol import (
     EVAL_MODES,
@@ -39,28 +40,13 @@ SCRIPTS = ("train.py", "test.py", "demo_inference.py")
 # ---- parser and recipes ----
 
 
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that reads recipes, and whose errors are :class:`InputError`.
-
-    Flags are defined with underscores; a hyphen in a flag's name is read as an underscore.
-    """
+class Parser(utils.Parser):
+    """A parser that also reads recipes."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, with the flags of recipes (``@recipes/NAME.args``) before the others."""
         words = expand_recipes(sys.argv[1:] if args is None else args, self.prog)
-        return super().parse_known_args([_underscored(w) for w in words], namespace)
-
-    def error(self, message: str) -> Any:
-        """Raise instead of exiting."""
-        raise InputError(f"{message} ({self.prog} --help lists the flags)")
-
-
-def _underscored(word: str) -> str:
-    """``--batch-size=8`` becomes ``--batch_size=8``; other words stay as they are."""
-    if not re.match(r"--[A-Za-z]", word):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+        return super().parse_known_args(words, namespace)
 
 
 def expand_recipes(words: Sequence[str], script: str) -> list[str]:

@@ -27,7 +27,6 @@ from lib.evaluation.predictions import PredictionsFile
 from lib.evaluation.protocol import warning
 from lib.evaluation.results import tabulate, write_results
 from lib.evaluation.summary import Summary
-from lib.segmentation import build_model
 from refer.refer import REFER
 from utils import log
 
@@ -37,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_test(argv)
     info = utils.init_distributed(args.device, args.local_rank)
     utils.setup_logging(None, info.rank)
-    content = checkpoint.read_checkpoint(args.resume)
-    model = build_model(args.model, **model_options(args))
-    checkpoint.load_model(model, content, args.resume)
+    model = checkpoint.load_trained(args.model, args.resume, **model_options(args))
     runtime.prepare(model.to(info.device), **speed_options(args))
     tokenizer = load_tokenizer(args.bert_tokenizer)
     refer = REFER(**refer_options(args))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import inspect
@@ -10,6 +11,7 @@ import logging
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -479,6 +481,30 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return out.stdout.strip() or None
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are :class:`InputError`.
+
+    Flags are defined with underscores; a hyphen in a flag's name is read as an underscore.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, after replacing hyphens in flags' names."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_underscored(word) for word in words], namespace)
+
+    def error(self, message: str) -> Any:
+        """Raise instead of exiting."""
+        raise InputError(f"{message} ({self.prog} --help lists the flags)")
+
+
+def _underscored(word: str) -> str:
+    """``--batch-size=8`` becomes ``--batch_size=8``; other words stay as they are."""
+    if not re.match(r"--[A-Za-z]", word):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def run_script(main: Callable[[Sequence[str] | None], None]) -> None:

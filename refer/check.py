@@ -25,7 +25,6 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 import utils
-from args import Parser
 from bert.tokenizer import Tokenizer, encode, load_tokenizer
 from lib.errors import InputError
 from refer.datasets import UNVERIFIED, Counts, published_counts
@@ -482,7 +481,9 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     Raises:
         InputError: naming the flag and what it takes.
     """
-    p = Parser("python -m refer.check", description="Check the files of a dataset in REFER layout.")
+    p = utils.Parser(
+        "python -m refer.check", description="Check the files of a dataset in REFER layout."
+    )
     p.add_argument("--refer_data_root", default="./refer/data/", help="REFER data root")
     p.add_argument("--dataset", default="refcoco", help="a folder of the data root")
     p.add_argument("--splitBy", default="unc", help="unc; umd or google for refcocog")

@@ -1,13 +1,14 @@
 """Checkpoints: files, published layouts, and ImageNet Swin weights."""
 
 from lib.checkpoint.files import file_hash, read_checkpoint, write_checkpoint, write_partial
-from lib.checkpoint.layouts import TRAINING_STATE, describe, load_model, load_training
+from lib.checkpoint.layouts import TRAINING_STATE, describe, load_model, load_trained, load_training
 
 __all__ = [
     "TRAINING_STATE",
     "describe",
     "file_hash",
     "load_model",
+    "load_trained",
     "load_training",
     "read_checkpoint",
     "write_checkpoint",

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.checkpoint.files import read_checkpoint
 from lib.errors import InputError
 from lib.model import Segmenter, State
+from lib.segmentation import build_model
 from lib.swin import SWIN_SIZES
 from lib.variants import trained_with, variant_of_names
 
@@ -82,6 +84,22 @@ def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLik
         if value.is_floating_point() != own[name].is_floating_point():
             raise InputError(f"{path} does not fit: {name} is of type {value.dtype}")
     model.load_state_dict(state)
+
+
+def load_trained(name: str, path: str | os.PathLike[str], **options: Any) -> Segmenter:
+    """A model in eval mode with the weights of a checkpoint.
+
+    Args:
+        name, options: of :func:`lib.segmentation.build_model`.
+        path: of the checkpoint.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or is of another model.
+    """
+    content = read_checkpoint(path)
+    model = build_model(name, **options)
+    load_model(model, content, path)
+    return model.eval()
 
 
 def load_training(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import inspect
 import json
 import logging
@@ -436,14 +435,6 @@ PACKAGES = (
     *("torch", "torchvision", "timm", "transformers", "tokenizers"),
     *("pycocotools", "numpy", "pillow", "scipy"),
 )
-
-
-def forget_peak_memory() -> None:
-    """Reset this process' peak memory to what it uses now."""
-    with contextlib.suppress(OSError, AttributeError):  # of another C library
-        ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):  # where the system does not offer it
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def environment() -> dict[str, Any]:

@@ -44,10 +44,15 @@ def load_untrusted(path: Path) -> Any:
     except InputError:
         raise
     except Exception as e:  # damaged files raise nearly anything
-        if other := re.search(r"(?:GLOBAL|class|global:?) ([\w.]+\.\w+)", str(e)):
+        if other := re.search(r"GLOBAL ([\w.]+)|class .?([\w.]+\.\w+)", str(e)):
             raise InputError(
-                f"{path} holds more than tensors and plain values ({other[1]}), which could run "
-                "code: save it again without"
+                f"{path} holds more than tensors and plain values ({other[1] or other[2]}), which "
+                "could run code: save it again without"
+            ) from e
+        if "Unsupported operand" in str(e):
+            raise InputError(
+                f"{path} holds more than tensors and plain values, or has another pickle protocol "
+                "than torch.save's default: save it again"
             ) from e
         kind = "safetensors file" if path.suffix == ".safetensors" else "PyTorch checkpoint"
         raise InputError(f"{path} is damaged or no {kind}: get it again") from e

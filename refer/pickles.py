@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import pickle
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,9 @@ from lib.errors import InputError
 Ref = dict[str, Any]
 
 MAX_BYTES = 256 << 20  # RefCOCO's pickles have 15 to 45 MB
+# Memory while loading: a flipped bit of an index may ask for 32 GB; RefCOCO takes 20 x its size.
+MAX_MEMORY_PER_BYTE = 64
+MAX_MEMORY = 1 << 30  # beside that
 MAX_DEPTH = 8  # a token is four deep: refs, ref, sentences, sentence, tokens
 
 # How Python 3 writes bytes in Python 2's protocols: as calls of one of these.
@@ -42,7 +48,9 @@ def load_refs(path: str | Path) -> list[Ref]:
     """
     path = Path(path)
     try:
-        refs = _plain(_Unpickler(_read(path)).load(), MAX_DEPTH)
+        data = _read(path)
+        with _memory_limit(MAX_MEMORY_PER_BYTE * len(data) + MAX_MEMORY):
+            refs = _plain(_Unpickler(data).load(), MAX_DEPTH)
     except InputError:
         raise
     except _NotPlain as error:
@@ -71,6 +79,24 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason}); {HELP}") from None
+
+
+@contextlib.contextmanager
+def _memory_limit(extra: int) -> Iterator[None]:
+    """Raise MemoryError for allocations beyond ``extra`` bytes; on Linux only."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        before = resource.getrlimit(resource.RLIMIT_AS)
+    except OSError:
+        yield
+        return
+    limit = pages * resource.getpagesize() + extra
+    if before[0] == resource.RLIM_INFINITY or limit < before[0]:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _latin1_for_bad_bytes(error: UnicodeError) -> tuple[str, int]:

@@ -214,14 +214,14 @@ def test_setting_an_earlier_run_aside(tmp_path: Path) -> None:
     files = StateFiles(tmp_path, "m")
     files.save(content(1), best=True)
     files.save(content(2))
-    files.set_aside()
+    files.rename_existing()
     assert files.newest() == (None, [])
     files.save(content(3), best=True)
-    moved = files.set_aside(keep=tmp_path / "." / "model_best_m.pth")
+    moved = files.rename_existing(keep=tmp_path / "." / "model_best_m.pth")
     # Last and best are one file here: that what is continued from stays, by either name.
     assert moved == []
     files.save(content(4))
-    moved = files.set_aside(keep=files.best)
+    moved = files.rename_existing(keep=files.best)
     assert [p.name for p in moved] == ["model_last_m.2.pth"]
     assert epoch_of(tmp_path / "model_last_m.1.pth") == 2
     assert epoch_of(tmp_path / "model_best_m.1.pth") == 1

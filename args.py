@@ -268,7 +268,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tensorboard", action="store_true", help="also write models/<model_id>/tensorboard/")
     args = p.parse_args(argv)
     args.save_steps, args.save_minutes = _save_every(args.save_every)
-    _check(args)
+    check_args(args)
     if "window12" in Path(args.pretrained_swin_weights).name:
         args.window = 12
     return args
@@ -336,7 +336,7 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if not args.resume:
         raise InputError("--resume is missing: give the checkpoint to evaluate")
-    _check(args)
+    check_args(args)
     _name_outputs(args)
     return args
 
@@ -399,34 +399,7 @@ def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--sentence is missing: give an expression, like {example}")
     if not args.resume:
         raise InputError(f"--resume is missing: give the trained checkpoint, like {example}")
-    _check(args)
-    return args
-
-
-def parse_report(
-    argv: Sequence[str] | None = None, evaluated: dict[str, Any] | None = None
-) -> argparse.Namespace:
-    """Arguments of tools.quickstart_report, checked; ``splits`` is the list of ``--split``.
-
-    Args:
-        argv: the command line; None for that of the process.
-        evaluated: the arguments that test.py wrote into its results, as defaults.
-
-    Raises:
-        InputError: naming the flag and what it takes.
-    """
-    p = common_parser("Print an evaluation's tables and draw some of its predictions.")
-    p.prog = "python -m tools.quickstart_report"
-    p.set_defaults(**(evaluated or {}))
-    add = p.add_argument_group("report", "all other flags default to the evaluation's").add_argument
-    add("--results", required=True, help="the JSON file that test.py wrote")
-    add("--output", default="./quickstart/", help="folder for predictions.png")
-    add("--pictures", nargs="*", default=[], help="other images to be named too")
-    args = p.parse_args(argv)
-    args.splits = [s for s in args.split.split(",") if s]
-    if not args.splits:
-        raise InputError(f"--split {args.split}: give a split to draw predictions of")
-    _check(args)
+    check_args(args)
     return args
 
 
@@ -438,7 +411,7 @@ MAX_NUMBER = 2**31 - 1
 UPPER_LIMITS = {"img_size": 16384, "ape": 4096, "workers": 1024}
 
 
-def _check(args: argparse.Namespace) -> None:
+def check_args(args: argparse.Namespace) -> None:
     """Fill in what depends on the model, and reject values that would only fail later."""
     entry = MODELS[args.model]
     for name in ("lr", "batch_size", "val_expressions", "max_tokens"):

@@ -22,11 +22,11 @@ from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from lib import checkpoint, runtime
 from lib.evaluation import tables
-from lib.evaluation.evaluator import EvalConfig, evaluate_split
+from lib.evaluation.evaluator import EvalConfig
 from lib.evaluation.predictions import PredictionsFile
 from lib.evaluation.protocol import warning
 from lib.evaluation.results import tabulate, write_results
-from lib.evaluation.summary import Summary
+from lib.evaluation.summary import Summary, evaluate_split
 from refer.refer import REFER
 from utils import log
 

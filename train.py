@@ -25,7 +25,6 @@ from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import RandomExpressionSampler
 from lib import checkpoint, runtime
-from lib.checkpoint.swin import load_swin_weights
 from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.training import optim
@@ -121,6 +120,8 @@ def prepare_model(
         if not args.text_from_scratch:
             model.load_text(load_bert(args.ck_bert))
         if args.pretrained_swin_weights:
+            from lib.checkpoint.swin import load_swin_weights
+
             log.info(load_swin_weights(model, args.pretrained_swin_weights))
     model.to(info.device)
     if args.channels_last:

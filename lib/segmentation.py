@@ -10,11 +10,10 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from bert import load_config
-from lib.crossvlt import CrossVLT
 from lib.errors import InputError
 from lib.lavt import build_lavt
 from lib.model import Segmenter
-from lib.swin import SWIN_SIZES
+from lib.swin import SWIN_SIZES, SwinSize
 from lib.variants import PUBLISHED, Variant
 
 if TYPE_CHECKING:
@@ -40,10 +39,23 @@ class Entry:
     val_expressions: str = "one"
 
 
+def _build_crossvlt(
+    size: SwinSize,
+    window_size: int,
+    text_config: BertConfig,
+    *,
+    drop_path: float = 0.3,
+    ape_grid: int = 0,
+) -> Segmenter:
+    from lib.crossvlt import CrossVLT  # only where it is used: LAVT is read without it
+
+    return CrossVLT(size, window_size, text_config, drop_path, ape_grid)
+
+
 MODELS: dict[str, Entry] = {
     "lavt": Entry(partial(build_lavt, text_dropout=False, separate_text=True)),
     "lavt_one": Entry(partial(build_lavt, text_dropout=True, separate_text=False)),
-    "crossvlt": Entry(CrossVLT, max_tokens=21, lr=3e-5, batch_size=6, val_expressions="all"),
+    "crossvlt": Entry(_build_crossvlt, max_tokens=21, lr=3e-5, batch_size=6, val_expressions="all"),
 }
 
 

@@ -24,9 +24,10 @@ from PIL import Image
 import utils
 from args import (
     Parser,
+    check_args,
+    common_parser,
     dataset_options,
     model_options,
-    parse_report,
     protocol_of,
     refer_options,
     speed_options,
@@ -177,7 +178,7 @@ def draw(args: argparse.Namespace, path: Path) -> None:
     """Draw predictions on images of the first split.
 
     Args:
-        args: of :func:`args.parse_report`.
+        args: of :func:`parse`.
         path: of the figure.
 
     Raises:
@@ -198,13 +199,40 @@ def draw(args: argparse.Namespace, path: Path) -> None:
     write_image(contact_sheet(rows, header, footer=footer), path)
 
 
+def parse(
+    argv: Sequence[str] | None = None, evaluated: dict[str, Any] | None = None
+) -> argparse.Namespace:
+    """Arguments of the command line, checked; ``splits`` is the list of ``--split``.
+
+    Args:
+        argv: the command line; None for that of the process.
+        evaluated: the arguments that test.py wrote into its results, as defaults.
+
+    Raises:
+        InputError: naming the flag and what it takes.
+    """
+    p = common_parser("Print an evaluation's tables and draw some of its predictions.")
+    p.prog = "python -m tools.quickstart_report"
+    p.set_defaults(**(evaluated or {}))
+    add = p.add_argument_group("report", "all other flags default to the evaluation's").add_argument
+    add("--results", required=True, help="the JSON file that test.py wrote")
+    add("--output", default="./quickstart/", help="folder for predictions.png")
+    add("--pictures", nargs="*", default=[], help="other images to be named too")
+    args = p.parse_args(argv)
+    args.splits = [s for s in args.split.split(",") if s]
+    if not args.splits:
+        raise InputError(f"--split {args.split}: give a split to draw predictions of")
+    check_args(args)
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Report as the command line says."""
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--results")
     results = first.parse_known_args(argv)[0].results
     splits, evaluated = read_results(Path(results)) if results else ({}, {})
-    args = parse_report(argv, evaluated)
+    args = parse(argv, evaluated)
     utils.setup_logging(None, 0)
     path = Path(args.output) / "predictions.png"
     draw(args, path)

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 
 import utils
 from data.dataset_refer_bert import OtherObjectExpressions, ReferDataset
-from data.loaders import Batch, ShardedBatches, build_loader, one_expression_per_object, to_device
-from lib.evaluation.metrics import Counts, summarise
-from lib.evaluation.summary import Summary, summary
+from data.loaders import Batch, ShardedBatches, build_loader, to_device
+from lib.evaluation.metrics import Counts
 from lib.runtime import autocast
 from refer.masks import RunLengths, run_lengths, shared_pixels
 from utils import DistInfo
@@ -184,44 +183,3 @@ def _original_size(
         score = float(inside.mean(dtype=np.float64)) if len(inside) else 0.0
         inter, union = counts.table[index, :2].tolist()
         yield SamplePrediction(index, inter, union, score, mask, ground_truth)
-
-
-def evaluate_split(
-    model: nn.Module,
-    dataset: ReferDataset,
-    config: EvalConfig,
-    info: DistInfo,
-    *,
-    one_expression_seed: int | None = None,
-    control: bool = False,
-    on_prediction: OnPrediction | None = None,
-) -> Summary:
-    """All numbers of a split.
-
-    Args:
-        model, dataset, config, info, on_prediction: as for :func:`evaluate`.
-        one_expression_seed: if given, one expression per object is drawn with this seed.
-        control: also evaluate each object with the expression of another object in its image.
-    """
-    samples = list(range(len(dataset)))
-    if one_expression_seed is not None:
-        samples = one_expression_per_object(dataset.samples_of_ref, one_expression_seed, 0)
-    inter, union = evaluate(model, dataset, samples, config, info, on_prediction)
-    kinds = dataset.sample_kinds()
-    result = summary(inter, union, _objects(dataset, samples), [kinds[i] for i in samples])
-    if control:
-        others = OtherObjectExpressions(dataset)
-        if chosen := sorted(set(samples) & set(others.indices)):
-            same = np.isin(samples, chosen)
-            result.rows["same, right sentence"] = summarise(inter[same], union[same])
-            wrong = evaluate(model, others, chosen, config, info)
-            result.rows["same, sentence of another object"] = summarise(*wrong)
-    return result
-
-
-def _objects(dataset: ReferDataset, samples: Sequence[int]) -> list[int]:
-    """A number for the object of each sample: references to the same annotations share it."""
-    records = [dataset.records[i] for i in samples]
-    keys = [tuple(record.ann_ids) or (-1, record.ref_id) for record in records]
-    number = {key: i for i, key in enumerate(sorted(set(keys)))}
-    return [number[key] for key in keys]

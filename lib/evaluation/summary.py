@@ -1,4 +1,4 @@
-"""All numbers of a split, from the counts of its samples."""
+"""All numbers of a split."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
+from data.dataset_refer_bert import OtherObjectExpressions, ReferDataset
+from data.loaders import one_expression_per_object
 from lib.evaluation.bootstrap import Intervals, intervals
+from lib.evaluation.evaluator import EvalConfig, OnPrediction, evaluate
 from lib.evaluation.metrics import Metrics, summarise
+from utils import DistInfo
 
 
 @dataclass(frozen=True)
@@ -18,8 +23,8 @@ class Summary:
     """A split's numbers.
 
     Attributes:
-        rows: metrics by name: 'all', and 'kind: …' where kinds are known.
-        intervals: of the metrics of 'all', 95 %, over objects.
+        rows: metrics by name: 'all', and 'kind: …' if kinds are known.
+        intervals: 95 % confidence intervals of 'all', over objects.
         objects: number of objects.
     """
 
@@ -28,7 +33,7 @@ class Summary:
     objects: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: each row's metrics; 'all' has the intervals, null where there is none."""
+        """For JSON: each row's metrics; 'all' has the intervals, null if there is none."""
         out = {name: metrics.as_dict() for name, metrics in self.rows.items()}
         ends = {c: None if low != low else [low, high] for c, (low, high) in self.intervals.items()}
         out["all"] |= {"objects": self.objects, "bootstrap_95": ends}
@@ -46,7 +51,7 @@ def summary(
     Args:
         inter, union: (N,) of each sample, pixels.
         objects: which object each of the N samples is about.
-        kinds: of each sample's expression; None where unknown.
+        kinds: of each sample's expression; None if unknown.
     """
     rows = {"all": summarise(inter, union)}
     of_sample = np.array([kind or "" for kind in kinds])
@@ -55,3 +60,45 @@ def summary(
         rows[f"kind: {kind}"] = summarise(inter[chosen], union[chosen])
     which = np.asarray(objects, dtype=np.int64)
     return Summary(rows, intervals(inter, union, which), len(np.unique(which)))
+
+
+def evaluate_split(
+    model: nn.Module,
+    dataset: ReferDataset,
+    config: EvalConfig,
+    info: DistInfo,
+    *,
+    one_expression_seed: int | None = None,
+    control: bool = False,
+    on_prediction: OnPrediction | None = None,
+) -> Summary:
+    """All numbers of a split.
+
+    Args:
+        model, dataset, config, info, on_prediction: as for
+            :func:`lib.evaluation.evaluator.evaluate`.
+        one_expression_seed: if given, one expression per object is drawn with this seed.
+        control: also evaluate each object with the expression of another object in its image.
+    """
+    samples = list(range(len(dataset)))
+    if one_expression_seed is not None:
+        samples = one_expression_per_object(dataset.samples_of_ref, one_expression_seed, 0)
+    inter, union = evaluate(model, dataset, samples, config, info, on_prediction)
+    kinds = dataset.sample_kinds()
+    result = summary(inter, union, _objects(dataset, samples), [kinds[i] for i in samples])
+    if control:
+        others = OtherObjectExpressions(dataset)
+        if chosen := sorted(set(samples) & set(others.indices)):
+            same = np.isin(samples, chosen)
+            result.rows["same, right sentence"] = summarise(inter[same], union[same])
+            wrong = evaluate(model, others, chosen, config, info)
+            result.rows["same, sentence of another object"] = summarise(*wrong)
+    return result
+
+
+def _objects(dataset: ReferDataset, samples: Sequence[int]) -> list[int]:
+    """A number for the object of each sample: references to the same annotations share it."""
+    records = [dataset.records[i] for i in samples]
+    keys = [tuple(record.ann_ids) or (-1, record.ref_id) for record in records]
+    number = {key: i for i, key in enumerate(sorted(set(keys)))}
+    return [number[key] for key in keys]

@@ -16,9 +16,10 @@ from lib import checkpoint
 from lib.checkpoint import load_model, read_checkpoint
 from lib.errors import InputError
 from lib.training import optim
-from lib.training.state import Run
+from lib.training.trainer import Trainer
 from tests.conftest import Build
 from tests.parity import checks, golden
+from utils import DistInfo
 
 State = dict[str, Tensor]
 
@@ -160,12 +161,18 @@ def test_what_train_py_saves_is_what_the_release_reads(
     model = build_nano(name)
     groups = optim.parameter_groups(model, 1e-2)
     optimizer = optim.build_optimizer(groups, 5e-5, 1e-2)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    schedule = optim.poly_schedule(optimizer, 10)
-    run = Run(model, optimizer, schedule, scaler, epoch=3, best_oIoU=50.0)
-    args = {"model": name, "lr": 5e-5, "mha": "", "splits": ["val"]}
+    # Only the state is used, so most of a trainer is left out.
+    trainer = Trainer.__new__(Trainer)
+    trainer.model, trainer.optimizer = model, optimizer
+    trainer.scheduler = optim.poly_schedule(optimizer, 10)
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    trainer.info = DistInfo(0, 0, 1, torch.device("cpu"))
+    trainer.arguments = {"model": name, "lr": 5e-5, "mha": "", "splits": ["val"]}
+    trainer.epoch, trainer.step, trainer.steps, trainer.skipped = 4, 0, 5, 0
+    trainer.loss_sum, trainer.loss_count, trainer.recent = 0.0, 0, []
+    trainer.best_oIoU = 50.0
     path = tmp_path / "model_best.pth"
-    checkpoint.write_checkpoint(run.content(args, run.progress(5, [run.share([])], 1)), path)
+    checkpoint.write_checkpoint(trainer.state_dict([trainer.get_rank_state()]), path)
 
     content = torch.load(path, weights_only=True)  # today's default, with no allow-list
     release = {"model", "optimizer", "epoch", "args", "lr_scheduler"}

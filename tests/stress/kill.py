@@ -40,7 +40,7 @@ from lib.training.state_files import StateFiles
 from tests.parity.same_run import run_differences
 from utils import log
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 MODEL_ID = "lavt"
 STEPS = 5  # of an epoch, with this data and batch size
 SAVE_EVERY = 2

@@ -6,8 +6,10 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bert import encode, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
@@ -16,10 +18,9 @@ from data.loaders import (
     ShardedBatches,
     build_loader,
     one_expression_per_object,
-    share_pictures,
     to_device,
 )
-from data.transforms import normalize
+from data.transforms import as_tensor, normalize, resize_image
 from lib.errors import InputError
 from refer import REFER
 from tests.refer_files import TINY_BERT, write_root
@@ -141,17 +142,18 @@ def test_batches_do_not_depend_on_workers(dataset: ReferDataset) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_bytes_become_the_samples(dataset: ReferDataset, workers: int) -> None:
-    """Also those of a second sample with the same picture, which is not decoded again."""
+    """The second sample of an image is made from the same decoded image."""
     (batch,) = build_loader(dataset, ShardedBatches(range(4), 4), workers)
     assert batch["image"].dtype == batch["target"].dtype == torch.uint8
     moved = to_device(batch, torch.device("cpu"))
     assert moved["image"].is_contiguous()
     assert moved["target"].dtype == torch.int64
     for i in range(4):
-        picture, mask = dataset.picture(i), dataset.mask(i)
-        image, target = dataset.preprocess(picture, mask)
+        image = as_tensor(resize_image(dataset.original_image(i), dataset.img_size))
         assert torch.equal(moved["image"][i], normalize(image))
-        assert torch.equal(moved["target"][i], target)
+        mask = Image.fromarray(dataset.mask(i).astype(np.uint8))
+        target = mask.resize((dataset.img_size,) * 2, Image.Resampling.NEAREST)
+        assert np.array_equal(moved["target"][i], np.asarray(target))
         assert torch.equal(moved["input_ids"][i], dataset.text(i)["input_ids"])
 
 
@@ -195,13 +197,3 @@ def test_forked_workers_are_silent(
     encode(load_tokenizer(TINY_BERT), ["left square"] * 1000)
     assert len(list(build_loader(dataset, ShardedBatches(range(4), 2), 2))) == 2
     assert capfd.readouterr() == ("", "")
-
-
-def test_neighbours_with_one_picture_share_it() -> None:
-    a, b = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.ones(3, 2, 2, dtype=torch.uint8)
-    samples = [{"image": p.clone(), "index": i} for i, p in enumerate((a, a, b, a, a))]
-    batch = share_pictures(samples)
-    assert batch["of_picture"].tolist() == [0, 0, 1, 2, 2]
-    assert torch.equal(batch["image"], torch.stack([a, b, a]))
-    assert batch["index"].tolist() == [0, 1, 2, 3, 4]
-    assert "image" in samples[0]  # what was given is not changed

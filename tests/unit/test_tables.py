@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.evaluation import published, tables
+from lib.evaluation import tables
 from lib.evaluation.bootstrap import COLUMNS
 from lib.evaluation.protocol import Protocol
-from lib.evaluation.published import ROWS, look_up
+from lib.evaluation.published import look_up
 from lib.evaluation.summary import summary
 from lib.evaluation.tables import Entry, Results
+from refer.datasets import PUBLISHED_ROWS as ROWS
+from refer.datasets import published_counts
 from tests.scripts import REPO
 
 NAMES = {"RefCOCO": "refcoco", "RefCOCO+": "refcoco+", "G-Ref": "refcocog"}
@@ -92,7 +94,7 @@ def test_unverified_number_of_sentences_is_not_asked_for() -> None:
 def test_every_published_row_has_a_size() -> None:
     for model, rows in ROWS.items():
         for data in rows:
-            size = published.SIZES[data[0], data[1]][data[2]]
+            size = published_counts(data[0], data[1])[data[2]]
             assert size.sentences is not None
             found = look_up(model, data, Protocol(), size.refs, size.sentences)
             assert found is not None
@@ -103,7 +105,7 @@ def entry(split: str = "val", model: str = "lavt", **protocol: str) -> Entry:
     union = np.array([100, 100, 50, 80])
     found = summary(np.array([90, 40, 50, 0]), union, [1, 1, 2, 3], [None] * 4)
     data = ("refcocog", "umd", "test") if model == "crossvlt" else ("refcoco", "unc", split)
-    size = published.SIZES[data[0], data[1]][data[2]]
+    size = published_counts(data[0], data[1])[data[2]]
     assert size.sentences is not None
     known = look_up(model, data, Protocol(**protocol), size.refs, size.sentences)  # type: ignore[arg-type]
     return Entry(split, found, known)

@@ -1,10 +1,10 @@
-"""All speed benchmarks of this machine, in one result file and the README's table.
+"""All speed benchmarks of this machine, in one result file and the tables of docs/speed.md.
 
     python -m benchmarks.bench --data quickstart/data     # or: make bench
     python -m benchmarks.bench --report benchmarks/results/FILE.json
 
 Runs benchmarks.speed, benchmarks.evaluation and benchmarks.data, writes
-``benchmarks/results/<machine>.json``, and puts its tables between the marks in the README.
+``benchmarks/results/<machine>.json``, and puts its tables between the marks in docs/speed.md.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from benchmarks import data, evaluation, speed
 from benchmarks.pages import put_between
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-BASE = ("--swin_type", "base", "--window", "12", "--sentences", "24", "--rounds", "2")
+PAGE = HERE.parent / "docs" / "speed.md"
+BASE = ("--swin_type", "base", "--window", "12", "--expressions", "24", "--rounds", "2")
 MARKS = ("<!-- table: make bench -->", "<!-- end of make bench -->")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The benchmark's options."""
+    """The benchmark's flags."""
     p = Parser(prog="benchmarks.bench", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--data", default="quickstart/data", help="a REFER root with a bert/ folder")
     p.add_argument("--quick", action="store_true", help="fewer repeats")
-    p.add_argument("--report", metavar="JSON", help="only put this file's tables into the README")
+    p.add_argument("--report", metavar="JSON", help="only put its tables into the page")
     return p.parse_args(argv)
 
 
 def tables(record: dict[str, Any]) -> str:
-    """The README's tables: speed and evaluation; the rest is in docs/."""
+    """The tables of speed and evaluation."""
     rows = record["speed"]["rows"]
     host = speed.summary({**record["speed"], "rows": [{**r, "profile": None} for r in rows]})
     return f"\n{host}\n\n{evaluation.table(record['evaluation'])}\n"
@@ -51,7 +51,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     quick = ["--quick"] if args.quick else []
     common = ["--refer_data_root", args.data]
     parts = {
-        "speed": (speed.main, ["--train", "--profile", *quick]),
+        "speed": (speed.main, ["--train", "--plain", "--profile", *quick]),
         "evaluation": (evaluation.main, [*common, "--ck_bert", bert, *BASE]),
         "data": (data.main, [*common, "--bert_tokenizer", bert]),
     }
@@ -64,7 +64,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the file, fill in the README."""
+    """Measure, write the file, fill in the page."""
     args = parse(argv)
     if args.report:
         record = json.loads(Path(args.report).read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = HERE / "results" / f"{speed.slug(name)}.json"
         utils.write_json(record, path)
         print(f"written: {path}")
-    put_between(README, MARKS, tables(record))
+    put_between(PAGE, MARKS, tables(record))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ else:
     Tokenizer = object
 
 PAD_ID = 0
-CHUNK = 256  # texts at once; their tokens in full stay in the processor's cache
+CHUNK = 256  # expressions at once, so that their tokens stay in the processor's cache
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
 
@@ -41,49 +41,48 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
         The tokenizer, for `encode`.
 
     Raises:
-        InputError: no vocabulary there, or no network and the name not in the hub's cache.
+        InputError: no vocabulary in the folder, or the hub cannot be reached.
     """
     return _load(*hub.locate(name_or_dir, VOCABULARIES, "tokenizer"))
 
 
 def encode(
-    tokenizer: Tokenizer, sentences: Sequence[str], max_len: int = 20
+    tokenizer: Tokenizer, expressions: Sequence[str], max_len: int = 20
 ) -> tuple[Tensor, Tensor]:
-    """Tokenise sentences in one batch.
+    """Tokenise expressions in one batch.
 
-    An expression is tokenised whole, then cut, so that a long one loses its [SEP], as in the
-    release. An empty one is [CLS] [SEP]. Two kinds of text get other ids than the release's
-    slow tokenizer gave: NUL and zero-width characters are dropped here, while that made the
-    word around them [UNK].
+    A long expression is cut and loses its [SEP], as in the release. An empty one is [CLS] [SEP].
+    NUL and zero-width characters are dropped; the release's slow tokenizer made the word around
+    them [UNK].
 
     Args:
         tokenizer: from `load_tokenizer`.
-        sentences: N texts.
+        expressions: N texts.
         max_len: N_l.
 
     Returns:
         ids: (N, N_l) int64, padded with 0.
         mask: (N, N_l) int64, 1 = real token.
     """
-    ids, lengths = encode_compact(tokenizer, sentences, max_len)
+    ids, lengths = encode_compact(tokenizer, expressions, max_len)
     mask = np.arange(max_len) < lengths[:, None]
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(mask.astype(np.int64))
 
 
 def encode_compact(
-    tokenizer: Tokenizer, sentences: Sequence[str], max_len: int
+    tokenizer: Tokenizer, expressions: Sequence[str], max_len: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """`encode`, in a quarter of the memory.
+    """`encode` with a quarter of the memory.
 
     Returns:
         ids: (N, N_l) int32, padded with 0.
         lengths: (N,) int32, the number of real tokens.
     """
-    ids = np.full((len(sentences), max_len), PAD_ID, np.int32)
-    lengths = np.zeros(len(sentences), np.int32)
-    for start in range(0, len(sentences), CHUNK):
-        # Half a surrogate pair, as broken JSON and command lines have it, cannot be tokenised.
-        chunk = sentences[start : start + CHUNK]
+    ids = np.full((len(expressions), max_len), PAD_ID, np.int32)
+    lengths = np.zeros(len(expressions), np.int32)
+    for start in range(0, len(expressions), CHUNK):
+        # Lone surrogates, as in broken JSON and command lines, cannot be tokenised.
+        chunk = expressions[start : start + CHUNK]
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in chunk]
         rows = [row[:max_len] for row in _tokenize(tokenizer, texts)]
         counts = np.array([len(row) for row in rows], np.int32)
@@ -95,13 +94,13 @@ def encode_compact(
 
 def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     core = _core(tokenizer)
-    # Older versions have no way but the one that also says where each token was found.
+    # Older versions have only the one that returns offsets, too.
     encode_batch = getattr(core, "encode_batch_fast", core.encode_batch)
     return [found.ids for found in encode_batch(texts, add_special_tokens=True)]
 
 
 def _core(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer below transformers', without its cutting and padding."""
+    """The tokenizer that transformers wraps, without truncation and padding."""
     core = tokenizer.backend_tokenizer
     core.no_padding()
     core.no_truncation()

@@ -1,7 +1,7 @@
-"""Which samples make which batch, and the loader that brings them.
+"""Samplers, which make batches of sample indices, and the loader of the batches.
 
-Every draw is made in the main process from a generator seeded by (seed, epoch), so neither
-the number of workers nor an interruption changes what is trained on.
+Every draw is made in the main process from a generator seeded by (seed, epoch), so the samples
+depend neither on the number of workers nor on interruptions.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ GRACE = 30  # seconds that a worker stays for its main process to finish and sav
 
 
 class RandomExpressionSampler(Sampler[list[int]]):
-    """One random expression of each object an epoch, in random order, in full batches.
+    """One random expression of each reference per epoch, in random order, in full batches.
 
-    Processes share one drawing: batch k of rank r is the r-th part of the k-th joint batch.
-    Objects that do not fill a last joint batch are left out of that epoch.
+    All ranks draw the same order; batch k of rank r is the r-th part of the k-th global batch.
+    References that do not fill a last global batch are dropped in that epoch.
 
     Args:
-        samples_of_ref: sample indices of each object, none empty.
+        samples_of_ref: sample indices of each reference, none empty.
         batch_size: of one process.
         seed: of the run.
         rank: of this process.
@@ -50,7 +50,7 @@ class RandomExpressionSampler(Sampler[list[int]]):
         world: int = 1,
         accumulate: int = 1,
     ) -> None:
-        _check_shares(batch_size, rank, world)
+        _check_ranks(batch_size, rank, world)
         self.samples_of_ref = samples_of_ref
         self.batch_size = batch_size
         self.seed = seed
@@ -65,16 +65,16 @@ class RandomExpressionSampler(Sampler[list[int]]):
             times = f" x --accumulate {accumulate}" if accumulate > 1 else ""
             raise InputError(
                 f"too few samples for one batch: {len(samples_of_ref)} objects to train on, "
-                f"{processes}--batch-size {batch_size}{times} needs {step}; "
-                f"lower --batch-size{' or use fewer processes' if world > 1 else ''}"
+                f"{processes}--batch_size {batch_size}{times} needs {step}; "
+                f"lower --batch_size{' or use fewer processes' if world > 1 else ''}"
             )
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose the drawing.
+        """Choose the draw.
 
         Args:
             epoch: counted from 0.
-            skip: batches already trained on, when an epoch is resumed; for this epoch only.
+            skip: number of batches already trained on in a resumed epoch.
         """
         self.epoch = epoch
         self.skip = skip
@@ -92,8 +92,7 @@ class RandomExpressionSampler(Sampler[list[int]]):
 class ShardedBatches(Sampler[list[int]]):
     """Cuts a list of samples into batches and takes every world-th of them.
 
-    Nothing is padded or dropped, and a batch is the same whatever the number of processes,
-    so that counts are too.
+    Nothing is padded or dropped, and the batches do not depend on the number of processes.
 
     Args:
         indices: of the samples, in order.
@@ -105,7 +104,7 @@ class ShardedBatches(Sampler[list[int]]):
     def __init__(
         self, indices: Iterable[int], batch_size: int, rank: int = 0, world: int = 1
     ) -> None:
-        _check_shares(batch_size, rank, world)
+        _check_ranks(batch_size, rank, world)
         indices = list(indices)
         starts = range(rank * batch_size, len(indices), world * batch_size)
         self.batches = [indices[start : start + batch_size] for start in starts]
@@ -123,7 +122,7 @@ def draw_expressions(
     """Draw one sample of each object.
 
     Args:
-        samples_of_ref: sample indices of each object, none empty.
+        samples_of_ref: sample indices of each reference, none empty.
         seed: of the generator.
         shuffle: whether the objects come in random order too.
 
@@ -169,7 +168,7 @@ def build_loader(
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
         collate_fn=collate,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_ignore_signals,
         # Starting an epoch draws a seed for the workers. Without a generator of its own the
         # loader would draw it from the model's, and shift the dropout of a resumed run.
         generator=torch.Generator(),
@@ -177,7 +176,7 @@ def build_loader(
 
 
 def collate(samples: list[Any]) -> Any:
-    """Stack samples; pictures keep the order of their bytes, which the device changes faster."""
+    """Stack samples; images stay channels-last in memory, which a device converts faster."""
     if not isinstance(samples[0], dict) or "image" not in samples[0]:
         return default_collate(samples)
     rows = [sample | {"image": sample["image"].permute(1, 2, 0)} for sample in samples]
@@ -186,7 +185,7 @@ def collate(samples: list[Any]) -> Any:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch, and make of its bytes what models take there: a quarter or less is sent."""
+    """Move a batch to a device, then normalise its images there: bytes are faster to move."""
     moved = {
         k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
     }
@@ -197,20 +196,17 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return moved
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Outlive a signal sent to the whole job, which the main process answers in good order.
-
-    A worker that died of it would end the main process in the middle of its step.
-    """
+def _ignore_signals(worker: int) -> None:
+    """Ignore signals sent to the whole job: the main process handles them, and needs its workers."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # The main process ends its workers by other means, or by this, when those fail.
+    # The main process ends its workers; SIGTERM is for the case that it cannot.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
-def _check_shares(batch_size: int, rank: int, world: int) -> None:
+def _check_ranks(batch_size: int, rank: int, world: int) -> None:
     if batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, not {batch_size}")
+        raise InputError(f"--batch_size must be at least 1, not {batch_size}")
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world} processes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-LONGEST = 2000  # characters; names in a stranger's files have no end of their own
+LONGEST = 2000  # characters; names in untrusted files may be long
 
 # A DataLoader worker's exception is raised again in the main process with the worker's
 # whole traceback as its message; the traceback's last line has the message we wrote.

@@ -75,14 +75,24 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": lambda dim: TokenNorm(nn.LayerNorm(dim)),
     "batch": lambda dim: TokenNorm(nn.BatchNorm1d(dim)),
 }
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=-1)
+
+
+def _words(vis: Tensor, words: Tensor) -> Tensor:
+    return words
+
+
 ATTENTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda logits: logits.softmax(dim=-1),
+    "softmax": _softmax,
     "sigmoid": torch.sigmoid,
 }
 COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mul": torch.mul,
     "add": torch.add,
-    "words": lambda vis, words: words,
+    "words": _words,
 }
 
 

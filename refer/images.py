@@ -1,4 +1,4 @@
-"""Open pictures of any common kind as RGB, within bounds."""
+"""Open images of common formats as RGB, up to a size limit."""
 
 from __future__ import annotations
 
@@ -16,45 +16,43 @@ from lib.errors import InputError
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30  # of a file: so many pixels of 64 bits, and some more
-MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, and each may paint the whole picture
+MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, and each may decode the whole image
 # PIL tries every format it knows by default, some through other programs (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 
-# PIL gives the memory of each picture back to the system and asks for it again, which takes a few
-# percent of a sample's time, unless it is told to keep some for the next ones.
-KEPT_PICTURES = 8
+# PIL keeps memory for the next images, which saves a few percent of a sample's time.
+KEPT_IMAGES = 8
 if "PILLOW_BLOCKS_MAX" not in os.environ:
-    Image.core.set_blocks_max(KEPT_PICTURES)
+    Image.core.set_blocks_max(KEPT_IMAGES)
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """Open a picture as 8-bit RGB.
+    """Open an image as 8-bit RGB.
 
-    Palette, grayscale, CMYK and transparent pictures become what PIL's own conversion makes
-    of them (transparency is dropped), as in the release. EXIF orientation is not applied:
-    the release does not, and annotations are in the file's own pixel coordinates. (Of a TIFF
-    PIL itself applies it.)
+    Other modes are converted by PIL, without transparency, as in the release. EXIF orientation is
+    not applied, as in the release: annotations are in the file's own pixel coordinates. (PIL
+    itself applies that of a TIFF.)
 
     Args:
         path: JPEG, PNG, BMP, GIF (first frame), TIFF, WebP or PPM.
 
     Returns:
-        The decoded picture, mode RGB.
+        The decoded image, mode RGB.
 
     Raises:
-        InputError: missing, not a picture, truncated, or more than `MAX_PIXELS`.
+        InputError: missing, not an image, truncated, or more than `MAX_PIXELS`.
     """
     path = Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on size, transparency and metadata
             data = _read(path)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                _check_size(picture, path)
-                if picture.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(image, path)
+                if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
                     raise InputError(f"image {path} is a JPEG of more than {MAX_SCANS} scans")
-                return _to_rgb(picture)
+                return _to_rgb(image)
     except InputError:
         raise
     except FileNotFoundError:
@@ -71,8 +69,8 @@ def open_rgb(path: str | Path) -> Image.Image:
 def _read(path: Path) -> bytes:
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise InputError(f"image {path} has {size >> 20} MB, over {MAX_BYTES >> 20} are not read")
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would keep us waiting
+        raise InputError(f"image {path} has {size >> 20} MB, the limit is {MAX_BYTES >> 20} MB")
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would block
         raise InputError(f"image {path} is not a file")
     return path.read_bytes()
 
@@ -84,32 +82,32 @@ def _scans(data: bytes) -> int:
     return int(np.count_nonzero(values[behind] == 0xDA))
 
 
-def _check_size(picture: Image.Image, path: Path) -> None:
-    width, height = picture.size
+def _check_size(image: Image.Image, path: Path) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise InputError(
             f"image {path} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} megapixels"
         )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _deep_to_gray(picture).convert("RGB")
-    if picture.mode == "RGBa":
-        return picture.convert("RGBA").convert("RGB")
-    if picture.mode == "RGB":
-        picture.load()  # conversion would make a copy
-        return picture
-    return picture.convert("RGB")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_to_gray(image).convert("RGB")
+    if image.mode == "RGBa":
+        return image.convert("RGBA").convert("RGB")
+    if image.mode == "RGB":
+        image.load()  # conversion would make a copy
+        return image
+    return image.convert("RGB")
 
 
-def _deep_to_gray(picture: Image.Image) -> Image.Image:
-    """Scale a picture of more than 8 bits to 8; PIL's conversion would clip it to white."""
-    values = np.asarray(picture)
+def _deep_to_gray(image: Image.Image) -> Image.Image:
+    """Scale an image of more than 8 bits to 8; PIL's conversion would clip it to white."""
+    values = np.asarray(image)
     top = max(float(_finite(part).max()) for part in _bands(values))
-    if picture.mode == "F" and top <= 1.0:
+    if image.mode == "F" and top <= 1.0:
         scale = 255.0  # floats of 0 to 1
-    elif picture.mode == "F" and top <= 255.0:
+    elif image.mode == "F" and top <= 255.0:
         scale = 1.0
     else:  # 16 bits; 256 levels of equal width, as PIL reads 16-bit colour
         scale = 1 / 256 if top < 65536 else 255.0 / top
@@ -118,7 +116,7 @@ def _deep_to_gray(picture: Image.Image) -> Image.Image:
 
 
 def _bands(values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """A picture's rows in bands: the whole in float64 would take a gigabyte or more."""
+    """An image's rows in bands: the whole in float64 would take a gigabyte or more."""
     rows = max(1, 1_000_000 // values.shape[1])
     return [values[i : i + rows] for i in range(0, len(values), rows)]
 

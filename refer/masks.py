@@ -16,7 +16,7 @@ Positions = npt.NDArray[np.integer[Any]]
 Counts = npt.NDArray[np.int64]
 
 MAX_OUTLINE = 2_000_000  # pixels along one polygon; the rasteriser's memory grows with it
-MAX_PAINTED = 4_000_000_000  # pixels of all an object's components: some ten seconds
+MAX_PAINTED = 4_000_000_000  # pixels of all components of an object: ten seconds
 
 
 def draw_components(segmentation: Any, height: int, width: int, where: str) -> UInt8Array:
@@ -27,7 +27,7 @@ def draw_components(segmentation: Any, height: int, width: int, where: str) -> U
             object {'size': [h, w], 'counts': list, str or bytes}, or a list of these.
         height: of the image, pixels.
         width: of the image, pixels.
-        where: what is drawn, for error messages.
+        where: name of the object, for error messages.
 
     Returns:
         (height, width) uint8; counts above 255 stay at 255.
@@ -46,7 +46,7 @@ def draw_samples(
     Args:
         segmentation, where: see `draw_components`.
         row_at: (height + 1,), how many rows of the result are taken from rows before each of
-            the picture's: 0 at first, h at last.
+            the image's: 0 first, h last.
         column_at: (width + 1,), likewise, w at last.
 
     Returns:
@@ -86,7 +86,7 @@ def _paint(total: UInt8Array, counts: Counts, row_at: Positions, column_at: Posi
     top, bottom = top.repeat(copies), bottom.repeat(copies)
     left = left.repeat(copies) + _places(copies)
     box = slice(top.min(), bottom.max()), slice(left.min(), left.max() + 1)
-    # +1 where a run begins, -1 behind its end; the sums down each column are 1 inside of it.
+    # +1 at the begin of a run, -1 behind its end; the cumulative sum is 1 inside.
     marks = np.zeros((box[0].stop - box[0].start + 1, box[1].stop - box[1].start), np.int8)
     marks[top - box[0].start, left - box[1].start] = 1
     marks[bottom - box[0].start, left - box[1].start] -= 1
@@ -106,7 +106,7 @@ def _components(segmentation: Any, height: int, width: int, where: str) -> Itera
     if not isinstance(components, list) or not components:
         raise InputError(f"{where} has no polygons; see refer/README.md for how to check the files")
     if len(components) * height * width > MAX_PAINTED:
-        raise InputError(f"{where} has {len(components)} components, too many for its picture")
+        raise InputError(f"{where} has {len(components)} components, too many for its image")
     for component in components:
         if isinstance(component, dict):
             yield _runs(component, height, width, where)
@@ -129,21 +129,21 @@ def _polygon_runs(points: Any, height: int, width: int, where: str) -> Counts:
     corners = xy.reshape(-1, 2)
     sides = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1)
     if not sides.sum() + np.abs(xy).max() <= MAX_OUTLINE:  # also catches nan
-        raise InputError(f"{where}: a polygon with corners far outside the picture")
+        raise InputError(f"{where}: a polygon with corners far outside the image")
     if xy.size < 6:  # two points enclose nothing, and pycocotools takes four numbers for a box
         return np.array([height * width])
     return _unpack(coco_mask.frPyObjects([xy.tolist()], height, width)[0]["counts"])
 
 
 def _runs(rle: dict[str, Any], height: int, width: int, where: str) -> Counts:
-    """Run lengths that fit the picture."""
+    """Run lengths that fit the image."""
     packed: Any = rle.get("counts")
     if isinstance(packed, str):
         packed = packed.encode()
     counts = unpack_counts(packed, where) if isinstance(packed, bytes) else _run_list(packed)
     fits = rle.get("size", [height, width]) in ([height, width], (height, width))
     if not fits or counts is None or min(counts, default=0) < 0 or sum(counts) != height * width:
-        raise InputError(f"{where}: run lengths that do not fit its {width}x{height} picture")
+        raise InputError(f"{where}: run lengths that do not fit its {width}x{height} image")
     return np.array(counts, np.int64)
 
 
@@ -170,10 +170,10 @@ def unpack_counts(packed: bytes, where: str) -> list[int]:
 
     Args:
         packed: 'counts' of a compressed run-length object.
-        where: what is read, for error messages.
+        where: name of the object, for error messages.
 
     Returns:
-        Lengths of the runs, outside first; not checked against the picture, may be negative.
+        Lengths of the runs, outside first; not checked against the image, may be negative.
 
     Raises:
         InputError: a character or number that cannot be.

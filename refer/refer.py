@@ -353,15 +353,15 @@ class REFER:
         Returns:
             A new RGB image at the original size, with the expressions below it.
         """
-        picture = self.open_image(ref["image_id"])
+        image = self.open_image(ref["image_id"])
         if seg_box == "box":
             x, y, width, height = self.getRefBox(ref["ref_id"])
-            draw = ImageDraw.Draw(picture)
+            draw = ImageDraw.Draw(image)
             draw.rectangle((x, y, x + width, y + height), outline=(0, 255, 0), width=3)
         else:
-            picture = _tint(picture, self.getMask(ref)["mask"])
+            image = _tint(image, self.getMask(ref)["mask"])
         lines = [f"{i}. {s['sent']}" for i, s in enumerate(ref["sentences"], start=1)]
-        return _caption(picture, lines)
+        return _caption(image, lines)
 
     def showMask(self, ref: Ref) -> Image.Image:
         """Draw a reference's mask over its image, without the expressions."""
@@ -478,22 +478,20 @@ def image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Pat
     return next((folder for folder in candidates if os.path.isdir(folder)), candidates[0])
 
 
-def _tint(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+def _tint(image: Image.Image, mask: np.ndarray) -> Image.Image:
     alpha = Image.fromarray((mask > 0).astype(np.uint8) * 128)
-    if alpha.size != picture.size:  # the polygons' coordinates are of the annotated size
-        alpha = alpha.resize(picture.size, Image.Resampling.NEAREST)
-    green = Image.new("RGB", picture.size, (0, 255, 0))
-    return Image.composite(green, picture, alpha)
+    if alpha.size != image.size:  # polygons are in the annotated size
+        alpha = alpha.resize(image.size, Image.Resampling.NEAREST)
+    green = Image.new("RGB", image.size, (0, 255, 0))
+    return Image.composite(green, image, alpha)
 
 
-def _caption(picture: Image.Image, lines: list[str]) -> Image.Image:
+def _caption(image: Image.Image, lines: list[str]) -> Image.Image:
     line_height = 14
-    sheet = Image.new(
-        "RGB", (picture.width, picture.height + line_height * len(lines) + 4), "white"
-    )
-    sheet.paste(picture)
+    sheet = Image.new("RGB", (image.width, image.height + line_height * len(lines) + 4), "white")
+    sheet.paste(image)
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
         printable = line.encode("latin-1", "replace").decode("latin-1")  # PIL's own font
-        draw.text((4, picture.height + 2 + i * line_height), printable, fill="black")
+        draw.text((4, image.height + 2 + i * line_height), printable, fill="black")
     return sheet

@@ -43,7 +43,7 @@ def line(ref: Line, refer: REFER, split: str, sentence: Line, truth: Mask, found
     same = [a for a in refer.imgToAnns[ref["image_id"]] if a["category_id"] == ref["category_id"]]
     return {
         "split": split,
-        **{name: ref[name] for name in ("ref_id", "ann_id", "image_id", "category_id")},
+        **{name: ref[name] for name in ("ref_id", "ann_ids", "image_id", "category_id")},
         "sent_ids": [sentence["sent_id"]],
         "sentence": sentence["raw"],
         "category": refer.Cats[ref["category_id"]],

@@ -153,8 +153,8 @@ def describe(state: State) -> dict[str, Any]:
     """The flags that a state dict's names and shapes show; None for the others."""
 
     def shape(suffix: str, axis: int) -> int | None:
-        found = [v.shape for k, v in state.items() if k.endswith(suffix) and v.ndim > axis]
-        return found[0][axis] if found else None
+        shapes = [v.shape for k, v in state.items() if k.endswith(suffix) and v.ndim > axis]
+        return shapes[0][axis] if shapes else None
 
     width = shape("patch_embed.proj.weight", 0)
     blocks = {match.groups("") for k in state if (match := BLOCK.match(k))}

@@ -1,6 +1,6 @@
 """Bootstrap intervals over objects: how far a number would move on other objects of the kind.
 
-An object's expressions share its photo and mask, so objects are drawn, with all their samples:
+An object's expressions share its image and mask, so objects are drawn, with all their samples:
 drawing samples would make the intervals too narrow.
 """
 

@@ -26,18 +26,18 @@ def intersection_union(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_iou(inter: np.ndarray, union: np.ndarray) -> np.ndarray:
-    """I / U of each sample, (N,) float64; 0 where the union is empty."""
+    """I / U of each sample, (N,) float64; 0 if the union is empty."""
     return np.divide(inter, union, out=np.zeros(len(inter)), where=union > 0)
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a paper's table row holds, in percent.
+    """The row of a paper's table, in percent.
 
     Attributes:
         mIoU: mean of the samples' IoUs.
-        oIoU: sum of intersections over sum of unions; nan where every union is empty.
-        precision: share of samples with an IoU of at least K, by K.
+        oIoU: sum of intersections over sum of unions; nan if every union is empty.
+        precision: percentage of samples with an IoU of at least K, by K.
         samples: number of samples.
         intersection, union: sums, pixels.
     """
@@ -50,7 +50,7 @@ class Metrics:
     union: int
 
     def row(self) -> dict[str, float]:
-        """The columns of a paper's table, by their heads."""
+        """The columns of a paper's table by name."""
         columns = {f"P@{k}": v for k, v in self.precision.items()}
         return {**columns, "oIoU": self.oIoU, "mIoU": self.mIoU}
 
@@ -62,7 +62,7 @@ class Metrics:
         return out
 
     def release_text(self) -> str:
-        """The lines that the release prints, to the character."""
+        """The lines that the release prints, character by character."""
         lines = [f"    precision@{k} = {v:.2f}" for k, v in self.precision.items()]
         lines.append(f"    overall IoU = {self.oIoU:.2f}")
         return f"Final results:\nMean IoU is {self.mIoU:.2f}\n\n" + "\n".join(lines) + "\n"
@@ -97,13 +97,13 @@ def summarise(inter: np.ndarray | Tensor, union: np.ndarray | Tensor) -> Metrics
 
 
 class Counts:
-    """Intersection, union and visits of every sample of a data set, added up across processes.
+    """Intersection, union and visits of every sample of a dataset, summed over processes.
 
-    A process fills in its own samples; summing the tables of all processes gives the table of
-    the whole split, exactly and in the data set's order.
+    Each process counts its own samples; the sum of the tables of all processes is the table of
+    the split, exactly and in the dataset's order.
 
     Args:
-        size: number of samples of the data set.
+        size: number of samples of the dataset.
         device: where to count.
     """
 
@@ -111,19 +111,19 @@ class Counts:
         self.table = torch.zeros(size, 3, dtype=torch.int64, device=device)
 
     def add(self, index: Tensor, pred: Tensor, target: Tensor) -> None:
-        """Count a batch: index (B,) positions in the data set, pred and target (B, H, W)."""
+        """Count a batch: index (B,) positions in the dataset, pred and target (B, H, W)."""
         inter, union = intersection_union(pred, target)
         self.table.index_add_(0, index, torch.stack([inter, union, torch.ones_like(inter)], dim=1))
 
     def put(self, index: int, inter: int, union: int) -> None:
-        """Count one sample whose pixels were counted elsewhere."""
+        """Enter the counts of one sample."""
         self.table[index] += torch.tensor([inter, union, 1], device=self.table.device)
 
     def of(self, expected: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Intersection and union of the samples that were to be evaluated, in that order.
+        """Intersection and union of the expected samples, in that order.
 
         Raises:
-            RuntimeError: a sample was evaluated more or less than once, or one not asked for was.
+            RuntimeError: a sample was not evaluated exactly once, or another one was evaluated.
         """
         table = self.table.cpu().numpy()
         if not (table[expected, 2] == 1).all() or table[:, 2].sum() != len(expected):

@@ -1,8 +1,7 @@
-"""Write what was predicted for each sample: one JSON object a line, in the data set's order.
+"""Write the predictions of every sample: one JSON object per line, in the dataset's order.
 
-Every process writes its own samples as they come; at the end the parts are merged, line by line,
-so that no process ever holds them all. `tools/records.py` reads the file. A list of its lines is
-a COCO results file.
+Every rank writes its own part; at the end the parts are merged line by line, so that no process
+holds them all. `tools/report/records.py` reads the file. Its lines are COCO results.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from utils import DistInfo, log
 SCORE_DIGITS = 6
 
 
-def line(about: dict[str, Any], answer: SamplePrediction, protocol: str) -> dict[str, Any]:
-    """What the file says of a sample.
+def line(about: dict[str, Any], prediction: SamplePrediction, protocol: str) -> dict[str, Any]:
+    """A line of the file.
 
     Args:
-        about: the sample, from the data set: ids, sentence, photo, and ``kind`` where known.
-        answer: what was predicted and counted.
-        protocol: 'standard', or what differs from it.
+        about: of :meth:`data.dataset_refer_bert.ReferDataset.describe`, and ``kind`` if known.
+        prediction: of the sample.
+        protocol: its label.
     """
-    iou = answer.intersection / answer.union if answer.union else 0.0
+    iou = prediction.intersection / prediction.union if prediction.union else 0.0
     return {
         **about,
         "iou": iou,
-        "intersection": answer.intersection,
-        "union": answer.union,
-        "score": round(answer.score, SCORE_DIGITS),
-        "segmentation": answer.mask,
-        "truth": answer.ground_truth,
+        "intersection": prediction.intersection,
+        "union": prediction.union,
+        "score": round(prediction.score, SCORE_DIGITS),
+        "segmentation": prediction.mask,
+        "truth": prediction.ground_truth,
         "protocol": protocol,
     }
 

@@ -64,14 +64,14 @@ class Results:
 
     def remarks(self) -> list[str]:
         """Sentences that belong below a table."""
-        found = [METHOD]
+        notes = [METHOD]
         for entry in self.entries:
             row = entry.published
             if row and row.reason:
-                found.append(f"{entry.split}: not compared with the published row, {row.reason}.")
+                notes.append(f"{entry.split}: not compared with the published row, {row.reason}.")
             if row and row.note:
-                found.append(f"{entry.split}, published: {row.note}")
-        return found
+                notes.append(f"{entry.split}, published: {row.note}")
+        return notes
 
 
 def format_table(rows: Sequence[tuple[str, Metrics]]) -> str:
@@ -124,7 +124,7 @@ def as_latex(results: Results) -> str:
 
 def latex_escape(text: str) -> str:
     """Text as LaTeX prints it literally."""
-    return re.sub(r"[&%$#_{}\\~^<>|±]", lambda found: _LATEX[found[0]], text)
+    return re.sub(r"[&%$#_{}\\~^<>|±]", lambda match: _LATEX[match[0]], text)
 
 
 def as_csv(results: Results) -> str:

@@ -112,7 +112,7 @@ class Trainer:
         self.best_oIoU = -1.0
         self.loss_sum, self.loss_count = 0.0, 0  # over the epoch's logged steps
         self.recent: list[Step] = []  # steps since the last log line
-        self.rank_state: dict[str, Any] | None = None  # restored when the epoch goes on
+        self.rank_state: dict[str, Any] | None = None  # set when the resumed epoch starts
         self.saved_at = time.monotonic()
         self.unsaved = ""  # why the newest state is not on the disk
 

@@ -21,7 +21,7 @@ def prediction(**changes: Any) -> Prediction:
     base = Prediction(
         split="val",
         ref_id=1,
-        ann_id=1,
+        ann_ids=(1,),
         image_id=1,
         category_id=1,
         sent_ids=(1,),
@@ -95,8 +95,8 @@ def test_location(sentence: str, found: set[str]) -> None:
 
 
 @pytest.mark.parametrize(("others", "label"), [(0, "0"), (4, "4"), (5, "5+"), (70, "5+")])
-def test_rivals(others: int, label: str) -> None:
-    assert labels_of("rivals", same_category=others) == [label]
+def test_same_category(others: int, label: str) -> None:
+    assert labels_of("same_category", same_category=others) == [label]
 
 
 def test_interval_of_independent_samples_is_students() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from bert.tokenizer import load_tokenizer
 from lib.errors import InputError
 from refer import check
+from refer.datasets import DATASETS, published_counts
 from tests.refer_files import (
     CC0_ROOT,
     REAL_ROOT,
@@ -180,11 +181,12 @@ def test_counting_runs_equals_painting(tmp_path: Path) -> None:
     lost = 0
     for ref in refer.sound:
         mask = refer.getMask(ref)["mask"]
-        polygons = check._polygons(refer.refToAnn[ref["ref_id"]]["segmentation"])
+        segmentation = refer.refToAnn[ref["ref_id"]]["segmentation"]
+        polygons, size = check._polygons(segmentation), mask.shape
         assert len(polygons) == 1 + ref["ref_id"] % 4
         painted = (np.count_nonzero(mask), np.count_nonzero(mask > 1))
-        assert check._covered(refer, ref, polygons) == painted
-        assert check._covered(refer, ref, []) == painted
+        assert check._count_pixels(segmentation, *size, polygons, "x") == painted
+        assert check._count_pixels(segmentation, *size, [], "x") == painted
         lost += painted[1]
     assert lost > 0
 
@@ -255,21 +257,21 @@ def test_counts_stand_beside_the_published(tmp_path: Path) -> None:
 def test_counts_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_root(tmp_path, sound_refs(), sound_instances())
     published = {"train": check.Counts(2, None, 1), "all": check.Counts(4, 5, 2)}
-    monkeypatch.setitem(check.PUBLISHED, ("refcoco", "unc"), published)
+    monkeypatch.setattr(check, "published_counts", lambda *_: published)
     report = examine(root)
     assert [s.as_published for s in report.splits] == [True, None, True]
     assert "All counts are as published." in check.as_text(report)
 
 
 def test_an_unverified_count_is_not_held_against_the_data() -> None:
-    published = check.PUBLISHED["refcocog", "google"]["val"]
+    published = published_counts("refcocog", "google")["val"]
     counts = check.Counts(published.refs, 1, published.images)
     assert check.Split("val", counts, published, verified=False).as_published
     assert not check.Split("val", counts, published).as_published
 
 
 def test_published_counts_add_up() -> None:
-    for splits in check.PUBLISHED.values():
+    for splits in (s for info in DATASETS.values() for s in info.counts.values()):
         if "all" in splits:
             parts = [counts for name, counts in splits.items() if name != "all"]
             assert splits["all"].refs == sum(part.refs for part in parts)
@@ -280,7 +282,11 @@ def test_published_counts_add_up() -> None:
 def test_readme_has_the_same_counts() -> None:
     lines = (REPO / "refer" / "README.md").read_text(encoding="utf-8").splitlines()
     names = ["train", "val", "test", "testA", "testB"]
-    for (dataset, split_by), splits in check.PUBLISHED.items():
+    for dataset, split_by, splits in (
+        (info.name, split_by, splits)
+        for info in DATASETS.values()
+        for split_by, splits in info.counts.items()
+    ):
         (row,) = [line for line in lines if line.startswith(f"| {dataset}, {split_by} |")]
         cells = dict(zip(names, row.split("|")[2:-1], strict=True))
         for name in names:
@@ -328,7 +334,7 @@ def test_sound_data_exit_as_usual(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--dataset", "nothing"], ["nothing", "refcoco+"]),
+        (["--dataset", "nothing"], ["nothing", "it has refcoco"]),
         (["--splitBy", "umd"], ["umd", "unc"]),
         (["--image_root", "nowhere"], ["nowhere", "--image_root"]),
         (["--bert_tokenizer", "nowhere/bert"], ["nowhere/bert"]),

@@ -233,7 +233,7 @@ def test_resuming_with_other_groups(build_nano: Build) -> None:
         "lr_scheduler": scheduler.state_dict(),
         "epoch": 0,
     }
-    with pytest.raises(InputError, match="resume with the options"):
+    with pytest.raises(InputError, match="resume with the flags"):
         load_training(content, "a.pth", *training(model))
-    with pytest.raises(InputError, match="resume with the options"):
+    with pytest.raises(InputError, match="resume with the flags"):
         load_training(content | {"optimizer": [1]}, "a.pth", *training(model))

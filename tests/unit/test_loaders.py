@@ -88,11 +88,11 @@ def test_resume_within_an_epoch() -> None:
 def test_too_few_samples() -> None:
     with pytest.raises(InputError) as caught:
         RandomExpressionSampler(OBJECTS, 8, 0, 0, 3)
-    message = "23 objects to train on, 3 processes x --batch-size 8 needs 24; lower --batch-size"
+    message = "23 objects to train on, 3 processes x --batch_size 8 needs 24; lower --batch_size"
     assert message in str(caught.value)
-    with pytest.raises(InputError, match="0 objects to train on, --batch-size 2 needs 2"):
+    with pytest.raises(InputError, match="0 objects to train on, --batch_size 2 needs 2"):
         RandomExpressionSampler([], 2, 0)
-    with pytest.raises(InputError, match="--batch-size must be at least 1, not 0"):
+    with pytest.raises(InputError, match="--batch_size must be at least 1, not 0"):
         RandomExpressionSampler(OBJECTS, 0, 0)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         ShardedBatches([1], 1, 2, 2)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from transformers import BertConfig
 
-import train
-from args import parse_train
+from lib.errors import InputError
 from lib.lavt import LAVT
 from lib.training import optim
 from tests.conftest import Build
-from utils import DistInfo
 
 
 def six_layers(text_config: BertConfig) -> BertConfig:
@@ -108,20 +107,20 @@ def test_optimizer_takes_the_options(amsgrad: bool, build_nano: Build) -> None:
 
 
 def test_norm_decay(build_nano: Build) -> None:
-    """'none' spares every norm and bias, 'all' nothing; the members stay the same."""
+    """'none' excludes every norm and bias, 'all' none; the members stay the same."""
     model = build_nano("lavt_one")
-    found = {}
+    decays = {}
     for mode in optim.NORM_DECAY:
         groups = optim.parameter_groups(model, 0.01, norm_decay=mode)
-        found[mode] = {n: g["weight_decay"] for g in groups for n in g["param_names"]}
-        assert sum(len(g["params"]) for g in groups) == len(found[mode])
-    assert found["none"].keys() == found["all"].keys() == found["published"].keys()
-    assert set(found["all"].values()) == {0.01}
-    for name, decay in found["none"].items():
+        decays[mode] = {n: g["weight_decay"] for g in groups for n in g["param_names"]}
+        assert sum(len(g["params"]) for g in groups) == len(decays[mode])
+    assert decays["none"].keys() == decays["all"].keys() == decays["published"].keys()
+    assert set(decays["all"].values()) == {0.01}
+    for name, decay in decays["none"].items():
         table = "relative_position_bias_table" in name
         assert (decay == 0.0) == (model.get_parameter(name).ndim < 2 or table), name
-    assert found["published"]["classifier.bn1_4.weight"] == 0.01
-    assert found["none"]["classifier.bn1_4.weight"] == 0.0
+    assert decays["published"]["classifier.bn1_4.weight"] == 0.01
+    assert decays["none"]["classifier.bn1_4.weight"] == 0.0
 
 
 def test_learning_rate_in_proportion_to_the_batch() -> None:
@@ -131,14 +130,46 @@ def test_learning_rate_in_proportion_to_the_batch() -> None:
     assert optim.scaled_lr(5e-5, 64, 0) == 5e-5
 
 
-@pytest.mark.parametrize(("options", "lr"), [([], 1e-3), (["--scale_lr", "32"], 6.0e-3)])
-def test_training_scales_it(
-    options: list[str], lr: float, build_nano: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """16 pictures a batch, 4 batches a step, 3 processes: 192 samples for a rate made for 32."""
-    recipe = ["--lr", "1e-3", "--batch-size", "16", "--accumulate", "4", "--text_from_scratch"]
-    monkeypatch.setattr(train, "build_model", lambda name, **_: build_nano())
-    info = DistInfo(0, 0, 3, torch.device("cpu"))
-    run, _ = train.build(parse_train([*recipe, *options]), info, 10)
-    rates = [g["lr"] for g in run.optimizer.param_groups]
-    assert rates == pytest.approx([lr] * len(rates))
+@pytest.mark.parametrize("name", ["lavt", "lavt_one", "crossvlt"])
+def test_an_unknown_parameter_stops_training(name: str, build_nano: Build) -> None:
+    """A module that somebody adds outside the known parts must not stay untrained silently."""
+    model = build_nano(name, swin_type="micro")
+    optim.parameter_groups(model, 0.1)
+    model.extra = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(InputError) as caught:
+        optim.parameter_groups(model, 0.1)
+    message = str(caught.value)
+    assert "extra.0.weight, extra.0.bias, extra.1.weight and 1 more" in message
+    assert "Frozen(reason)" in message
+    assert f"{type(model).__name__}.parameter_group" in message
+
+
+@pytest.mark.parametrize("name", ["lavt", "lavt_one", "crossvlt"])
+@pytest.mark.parametrize("part", ["backbone", "classifier"])
+def test_a_module_inside_a_known_part_is_trained(name: str, part: str, build_nano: Build) -> None:
+    model = build_nano(name, swin_type="micro")
+    model.get_submodule(part).add_module("extra", nn.Linear(3, 4))
+    groups = optim.parameter_groups(model, 0.1)
+    (group,) = [g["name"] for g in groups if f"{part}.extra.weight" in g["param_names"]]
+    assert group == ("backbone" if part == "backbone" else "decoder")
+    optim.freeze_unused(model, groups)
+    assert model.get_parameter(f"{part}.extra.weight").requires_grad
+
+
+@pytest.mark.parametrize("name", ["lavt", "crossvlt"])
+def test_the_log_accounts_for_every_parameter(name: str, build_nano: Build) -> None:
+    model = build_nano(name, swin_type="micro")
+    groups = optim.parameter_groups(model, 0.1, lang_layers=1)
+    lines = optim.describe_groups(model, groups, 1e-3, 1)
+    assert [line.split(":")[0].removeprefix("group ") for line in lines[: len(groups)]] == [
+        g["name"] for g in groups
+    ]
+    assert all("lr 0.001, weight decay 0" in line for line in lines[: len(groups)])
+    left = lines[len(groups) :]
+    assert all(line.startswith("not trained: ") for line in left)
+    assert any("embeddings are not trained" in line for line in left)
+    assert any("gate is not used" in line for line in left)
+    numbers = [int(line.split(" tensors, ")[1].split()[0].replace(",", "")) for line in lines]
+    unused = sum(model.get_parameter(n).numel() for n in model.unused_parameters())
+    # The unused gate is in a group, as in published optimizer states, and listed as not trained.
+    assert sum(numbers) - unused == sum(p.numel() for p in model.parameters())

@@ -116,10 +116,10 @@ def test_layout(layout: str, timm_model: SwinTransformer, tmp_path: Path) -> Non
     assert all(torch.equal(own[k], v) for k, v in fresh.items())
     assert f"{len(wanted)} loaded, 0 of them resized" in summary
     if layout.startswith("timm"):
-        assert "4 left out (head, norm)" in summary
+        assert "4 ignored (head, norm)" in summary
     else:
-        assert "16 left out (attn_mask, head, norm, relative_position_index)" in summary
-    assert f"{len(fresh) + 8 + 8} of ours stay fresh" in summary
+        assert "16 ignored (attn_mask, head, norm, relative_position_index)" in summary
+    assert f"{len(fresh) + 8 + 8} others keep their initial values" in summary
     # The index is ours, not the file's zeros.
     assert own["layers.0.blocks.0.attn.relative_position_index"].max() == 13**2 - 1
 

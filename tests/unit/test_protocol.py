@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
-from data.loaders import ShardedBatches, build_loader
 from data.transforms import normalize
-from lib.evaluation import evaluator
-from lib.evaluation.evaluator import SamplePrediction
+from lib.evaluation.evaluator import EvalConfig, SamplePrediction, evaluate
 from lib.evaluation.protocol import Protocol, at_original_size, tag, warning
 from refer import REFER
 from tests.by_hand import Bools, Floats, averaged, counts, resized
 from tests.refer_files import TINY_BERT, default_instances, make_ref, write_root
+from utils import DistInfo
 
 SIZE = 24
 
@@ -56,7 +55,7 @@ def nearest(mask: Bools, size: int) -> Bools:
 
 @pytest.fixture(scope="module")
 def refer(tmp_path_factory: pytest.TempPathFactory) -> REFER:
-    """Four objects, ten sentences; one photo is smaller than the model's input, one larger."""
+    """Four objects, ten sentences; one image is smaller than the model's input, one larger."""
     refs = [
         make_ref(1, 11, 101, "train", ["left square", "the red one", "a"]),
         make_ref(2, 12, 101, "train", ["right square"]),
@@ -82,38 +81,34 @@ def dataset(refer: REFER, mode: str, union: bool = False) -> ReferDataset:
         SIZE,
         eval_mode=mode,
         union_masks=union,
-        photo_masks=True,
+        original_masks=True,
     )
 
 
 def evaluated(
-    data: ReferDataset, batch_size: int, at_photo: bool, model: Stub | None = None
+    data: ReferDataset, batch_size: int, original: bool, model: Stub | None = None
 ) -> tuple[list[list[int]], list[SamplePrediction]]:
     answers: list[SamplePrediction] = []
-    found = evaluator.evaluate(
-        model or Stub(),
-        build_loader(data, ShardedBatches(range(len(data)), batch_size)),
-        len(data),
-        torch.device("cpu"),
-        at_photo=at_photo,
-        answer=answers.append,
-    )
-    return found.table.tolist(), answers
+    config = EvalConfig(batch_size, eval_size="original" if original else "model")
+    info = DistInfo(0, 0, 1, torch.device("cpu"))
+    everything = list(range(len(data)))
+    found = evaluate(model or Stub(), data, everything, config, info, answers.append)
+    return np.stack(found, axis=1).tolist(), answers
 
 
 @pytest.mark.parametrize("union", [False, True], ids=["release", "union"])
-@pytest.mark.parametrize("at_photo", [False, True], ids=["model", "original"])
+@pytest.mark.parametrize("original", [False, True], ids=["model", "original"])
 @pytest.mark.parametrize("mode", ["each", "cat", "mean"])
-def test_counts_against_numpy(refer: REFER, mode: str, at_photo: bool, union: bool) -> None:
+def test_counts_against_numpy(refer: REFER, mode: str, original: bool, union: bool) -> None:
     data = dataset(refer, mode, union)
-    table, answers = evaluated(data, 3, at_photo)
+    table, answers = evaluated(data, 3, original)
     assert [answer.sample for answer in answers] == list(range(len(data)))
     for index, (record, answer) in enumerate(zip(data.records, answers, strict=True)):
         covered = refer.getMask(refer.Refs[record.ref_id])["mask"]
         truth = covered > 0 if union else covered == 1
         sample = data[index]
-        rows = sample["input_ids"].reshape(-1, 20)[: len(record.sentences)]
-        masks = sample["attention_mask"].reshape(-1, 20)[: len(record.sentences)]
+        rows = sample["input_ids"].reshape(-1, 20)[: len(record.expressions)]
+        masks = sample["attention_mask"].reshape(-1, 20)[: len(record.expressions)]
         image = normalize(sample["image"])[None]
         logits = np.concatenate(
             [
@@ -123,11 +118,11 @@ def test_counts_against_numpy(refer: REFER, mode: str, at_photo: bool, union: bo
         )
         full, probability = inside(resized(logits, *truth.shape))
         small, _ = inside(logits)
-        expected = counts(full, truth) if at_photo else counts(small, nearest(truth, SIZE))
-        assert table[index] == [*expected, 1]
+        expected = counts(full, truth) if original else counts(small, nearest(truth, SIZE))
+        assert table[index] == [*expected]
         assert (answer.intersection, answer.union) == expected
         np.testing.assert_array_equal(coco_mask.decode(answer.mask), full)
-        np.testing.assert_array_equal(coco_mask.decode(answer.truth), truth)
+        np.testing.assert_array_equal(coco_mask.decode(answer.ground_truth), truth)
         assert answer.score == pytest.approx(
             probability[full].mean() if full.any() else 0, abs=1e-6
         )
@@ -138,31 +133,31 @@ def test_some_masks_of_the_stub_are_neither_empty_nor_full(refer: REFER) -> None
     table, answers = evaluated(dataset(refer, "mean"), 2, True)
     shares = [coco_mask.decode(answer.mask).mean() for answer in answers]
     assert sum(0.05 < share < 0.95 for share in shares) > len(shares) / 2
-    assert any(inter > 0 for inter, _, _ in table)
+    assert any(inter > 0 for inter, _ in table)
 
 
-@pytest.mark.parametrize("at_photo", [False, True], ids=["model", "original"])
+@pytest.mark.parametrize("original", [False, True], ids=["model", "original"])
 @pytest.mark.parametrize("mode", ["each", "cat", "mean"])
-def test_batch_size_does_not_matter(refer: REFER, mode: str, at_photo: bool) -> None:
+def test_batch_size_does_not_matter(refer: REFER, mode: str, original: bool) -> None:
     data = dataset(refer, mode)
-    found = [evaluated(data, size, at_photo) for size in (1, 2, 5, 100)]
+    found = [evaluated(data, size, original) for size in (1, 2, 5, 100)]
     assert found[0] == found[1] == found[2] == found[3]
 
 
-def test_averaging_does_not_feed_more_than_the_batch(refer: REFER) -> None:
+def test_an_averaged_sample_takes_no_larger_batches(refer: REFER) -> None:
     data = dataset(refer, "mean")
-    assert max(len(record.sentences) for record in data.records) > 2
+    assert max(len(record.expressions) for record in data.records) > 2
     model = Stub()
     evaluated(data, 2, False, model)
-    assert model.largest == 2
+    assert model.largest == 1  # on a CPU
 
 
 def test_one_expression_is_the_same_sample_in_every_mode(tmp_path: Path) -> None:
     """Also at ties: an average of one is not rounded."""
     refs = [make_ref(1, 11, 101, "train", ["left"]), make_ref(2, 12, 101, "train", ["the red one"])]
     root = REFER(write_root(tmp_path, refs), "refcoco", "unc")
-    for at_photo in (False, True):
-        found = [evaluated(dataset(root, mode), 2, at_photo) for mode in ("each", "cat", "mean")]
+    for original in (False, True):
+        found = [evaluated(dataset(root, mode), 2, original) for mode in ("each", "cat", "mean")]
         assert found[0] == found[1] == found[2]
 
 
@@ -201,6 +196,6 @@ def test_labels() -> None:
     ],
 )
 def test_label_of_counts_from_masks(protocol: Protocol) -> None:
-    """As if it had been evaluated at the photo's size at once."""
+    """As if it had been evaluated at the original size."""
     choices = protocol.choices() | {"eval_size": "original"}
     assert at_original_size(protocol.label) == Protocol(**choices).label

@@ -88,16 +88,16 @@ def test_results_that_are_missing(tmp_path: Path) -> None:
         report.main([])
 
 
-def test_chooses_two_objects_of_a_picture() -> None:
+def test_chooses_two_objects_of_an_image() -> None:
     dataset = ReferDataset(REFER(CC0_ROOT, "refcoco"), "train", load_tokenizer(TINY_BERT), 56)
     chosen = report.choose(dataset, 2)
     assert 1 <= len(chosen) <= 2
     for samples in chosen:
         records = [dataset.records[i] for i in samples]
         assert len({r.image_id for r in records}) == 1
-        assert len({r.ann_id for r in records}) == len(records)
-    pictures = [dataset.records[samples[0]].image_id for samples in chosen]
-    assert len(set(pictures)) == len(pictures)
+        assert len({r.ann_ids for r in records}) == len(records)
+    images = [dataset.records[samples[0]].image_id for samples in chosen]
+    assert len(set(images)) == len(images)
 
 
 def test_draws_with_the_options_of_the_evaluation(
@@ -125,5 +125,5 @@ def test_draws_with_the_options_of_the_evaluation(
         assert picture.width > 600
     printed = capsys.readouterr().out
     assert "val, difference" in printed
-    assert f"picture: {tmp_path / 'out' / 'predictions.png'}\n" in printed
-    assert "no.png (not there)" in printed
+    assert f"image: {tmp_path / 'out' / 'predictions.png'}\n" in printed
+    assert "no.png (missing)" in printed

@@ -22,7 +22,7 @@ def sample(**changes: Any) -> Line:
     runs = {"size": [4, 5], "counts": "24>"}  # 2 outside, 4 inside, 14 outside
     return {
         "split": "val",
-        **{"ref_id": 1, "ann_id": 2, "image_id": 3, "category_id": 4, "sent_ids": [5]},
+        **{"ref_id": 1, "ann_ids": [2], "image_id": 3, "category_id": 4, "sent_ids": [5]},
         **{"sentence": "left dog", "category": "dog", "file_name": "a/b.jpg"},
         **SIZE,
         **{"same_category": 1, "iou": 0.4, "intersection": 2, "union": 5, "score": 0.5},
@@ -74,8 +74,8 @@ def test_empty_masks(tmp_path: Path) -> None:
         ({"ref_id": 2**60}, "'ref_id' is not an integer"),
         ({"sent_ids": []}, "'sent_ids' is not a list of integers"),
         ({"sent_ids": ["5"]}, "'sent_ids' is not a list of integers"),
-        ({"sentence": 3}, "'sentence' is not a text"),
-        ({"kind": 3}, "'kind' is not a text"),
+        ({"sentence": 3}, "'sentence' is not a string"),
+        ({"kind": 3}, "'kind' is not a string"),
         ({"height": 0}, "'height' is not an integer of 1 or more"),
         ({"height": 10**5, "width": 10**5}, "more than 100 megapixels"),
         ({"same_category": -1}, "'same_category' is not an integer of 0 or more"),
@@ -91,7 +91,7 @@ def test_empty_masks(tmp_path: Path) -> None:
         ({"file_name": ""}, "leads out of the image folder"),
         ({"truth": "24>"}, "'truth' is not"),
         ({"truth": {"size": [4, 5], "counts": [2, 4, 14]}}, "'truth' is not"),
-        ({"truth": {"size": [5, 4], "counts": "24>"}}, "size of 'truth' is not the photo's, 4 x 5"),
+        ({"truth": {"size": [5, 4], "counts": "24>"}}, "size of 'truth' is not the image's, 4 x 5"),
         ({"truth": {"size": [4, 5], "counts": "24"}}, "of 'truth' do not fill 4 x 5 pixels"),
         ({"truth": {"size": [4, 5], "counts": "2oN"}}, "of 'truth' do not fill 4 x 5 pixels"),
         ({"segmentation": {"size": [4, 5], "counts": "24\x7f"}}, "damaged run lengths"),

@@ -42,7 +42,7 @@ def refer(root: Path) -> REFER:
 
 
 def fails(*args: Any, **kwargs: Any) -> str:
-    """The one line with which REFER refuses."""
+    """The one-line error of REFER."""
     with pytest.raises(InputError) as caught:
         REFER(*args, **kwargs)
     assert "\n" not in str(caught.value)
@@ -320,9 +320,8 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     assert "data folder" in fails(tmp_path / "no", "refcoco", "unc")
     assert "no folder 'refcoco'" in fails(tmp_path, "refcoco", "unc")
     message = fails(tmp_path, "refcocoo", "unc")
-    assert message == (
-        "unknown data set 'refcocoo'; choose from refcoco, refcoco+, refcocog, refclef"
-    )
+    assert "has no folder 'refcocoo' (--dataset); it has no dataset at all" in message
+    assert "refcoco, refcoco+, refcocog, refclef" in message
     write_root(tmp_path, split_by="google")
     write_root(tmp_path, split_by="umd")
     message = fails(tmp_path, "refcoco", "unc")
@@ -333,7 +332,8 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", ["", ".", "..", "../refcoco", "/etc", "a\0", "a" * 5000])
 def test_dataset_names_stay_inside(root: Path, dataset: str) -> None:
-    assert "unknown data set" in fails(root / "images", dataset, "unc")
+    message = fails(root / "images", dataset, "unc")
+    assert "--dataset" in message
 
 
 @pytest.mark.parametrize("split_by", ["", "../unc", "un*", "unc\n", "a" * 5000])
@@ -412,14 +412,18 @@ def python2_bytes(value: Any) -> bytes:
     return pickle.EMPTY_DICT + pickle.MARK + pairs + pickle.SETITEMS
 
 
+def expected() -> list[Any]:
+    return [ref | {"ann_ids": [ref["ann_id"]]} for ref in default_refs()]
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle_protocols(tmp_path: Path, protocol: int) -> None:
-    assert load_bytes(tmp_path, pickle.dumps(default_refs(), protocol)) == default_refs()
+    assert load_bytes(tmp_path, pickle.dumps(default_refs(), protocol)) == expected()
 
 
 def test_pickle_of_python_2(tmp_path: Path) -> None:
     data = b"\x80\x02" + python2_bytes(default_refs()) + b"."
-    assert load_bytes(tmp_path, data) == default_refs()
+    assert load_bytes(tmp_path, data) == expected()
 
 
 def as_bytes(value: Any) -> Any:
@@ -436,7 +440,7 @@ def as_bytes(value: Any) -> Any:
 def test_pickle_with_bytes(tmp_path: Path, protocol: int) -> None:
     """Python 3 writes bytes in old protocols as calls, the only ones that are let through."""
     data = pickle.dumps(as_bytes(default_refs()), protocol)
-    assert load_bytes(tmp_path, data) == default_refs()
+    assert load_bytes(tmp_path, data) == expected()
 
 
 def test_pickle_text_of_mixed_encodings(tmp_path: Path) -> None:
@@ -506,7 +510,6 @@ HOSTILE = {
     "wide number": b"\x80\x02\x8a\xff" + b"\x01" * 255 + b".",
     "many digits": b"I" + b"9" * 100_000 + b"\n.",
     "deep": nested(1_000_000),
-    "deep tuples as a key": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
     "fan-out": fan_out(8),
     "fan-out, deep": fan_out(200),
     "itself": b"\x80\x02]q\x00h\x00a.",

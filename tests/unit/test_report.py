@@ -127,24 +127,24 @@ def test_protocol_is_named(tmp_path: Path) -> None:
 
 def test_gallery_holds_every_sample_and_each_photo_once(tmp_path: Path) -> None:
     lines = cc0_lines()
-    page = make(tmp_path, lines, "--photo_side", "100")
-    columns, photos = page.data["columns"], page.data["photos"]
+    page = make(tmp_path, lines, "--image_side", "100")
+    columns, photos = page.data["columns"], page.data["images"]
     for i, line in enumerate(lines):
-        for name in ("sentence", "ref_id", "ann_id", "intersection", "union", "sent_ids"):
+        for name in ("sentence", "ref_id", "ann_ids", "intersection", "union", "sent_ids"):
             assert columns[name][i] == line[name]
         assert columns["category_names"][columns["category"][i]] == line["category"]
         assert columns["truth_masks"][columns["truth"][i]] == line["truth"]["counts"]
         assert columns["prediction"][i] == line["segmentation"]["counts"]
-        assert photos[columns["photo"][i]]["file"] == line["file_name"]
-    assert len(columns["truth_masks"]) == len({line["ann_id"] for line in lines})
+        assert photos[columns["image"][i]]["file"] == line["file_name"]
+    assert len(columns["truth_masks"]) == len({tuple(line["ann_ids"]) for line in lines})
     embedded = {
         a["id"]: s
         for (_, a), s in zip(_script_tags(page), page.scripts, strict=True)
-        if (a.get("id") or "").startswith("photo-")
+        if (a.get("id") or "").startswith("image-")
     }
     assert len(embedded) == len(photos) == 4
     for number, photo in enumerate(photos):
-        with Image.open(io.BytesIO(base64.b64decode(embedded[f"photo-{number}"]))) as small:
+        with Image.open(io.BytesIO(base64.b64decode(embedded[f"image-{number}"]))) as small:
             assert (small.format, max(small.size)) == ("JPEG", 100)
             assert small.width / small.height == pytest.approx(
                 photo["width"] / photo["height"], abs=0.02
@@ -199,15 +199,15 @@ def test_missing_and_damaged_photos_are_counted(
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:2000])
     page = make(tmp_path, cc0_lines(), photos=tmp_path / "photos")
-    assert "2 of 4 photos cannot be shown: " in capsys.readouterr().out
-    assert len(page.data["photos"]) == 4
+    assert "2 of 4 images cannot be shown: " in capsys.readouterr().out
+    assert len(page.data["images"]) == 4
     assert len(page.scripts) == 2 + 2
 
 
 def test_no_photo_at_all(tmp_path: Path) -> None:
     for file in copy_photos(tmp_path / "photos"):
         file.unlink()
-    with pytest.raises(InputError, match=r"none of the 4 photos can be read \(--image_root\)"):
+    with pytest.raises(InputError, match=r"none of the 4 images can be read \(--image_root\)"):
         make(tmp_path, cc0_lines(), photos=tmp_path / "photos")
     with pytest.raises(InputError, match="does not exist"):
         make(tmp_path, cc0_lines(), photos=tmp_path / "nowhere")
@@ -218,7 +218,7 @@ def test_finds_photos_below_a_data_root(tmp_path: Path) -> None:
     output = tmp_path / "r.html"
     root = ["--refer_data_root", str(CC0_ROOT), "--dataset", "refcoco+"]
     report.main([str(path), *root, "--output", str(output)])
-    assert output.read_text(encoding="utf-8").count('id="photo-') == 4
+    assert output.read_text(encoding="utf-8").count('id="image-') == 4
 
 
 def test_max_samples_limits_the_gallery_only(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_comparison_that_cannot_be(tmp_path: Path, change: Line, says: str) -> N
     ("options", "says"),
     [
         (["--max_samples", "-1"], "--max_samples -1"),
-        (["--photo_side", "1"], "--photo_side 1: give 32 to 4096"),
+        (["--image_side", "1"], "--image_side 1: give 32 to 4096"),
         (["--output", "/dev/null/r.html"], "the folder /dev/null"),
         (["--image_root", "/nowhere"], "/nowhere"),
     ],

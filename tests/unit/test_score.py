@@ -59,7 +59,7 @@ def test_score_is_that_of_the_counts(
             ]
             counts = np.array([(x["intersection"], x["union"]) for x in chosen]).T
             assert rows[name].items() >= summarise(*counts).as_dict().items()
-        objects = {x["ann_id"] for x in lines if x["split"] == split}
+        objects = {tuple(x["ann_ids"]) for x in lines if x["split"] == split}
         assert rows["all"]["objects"] == len(objects)
     assert written("s.json")["protocol"] == "standard"
     printed = capsys.readouterr().out
@@ -96,7 +96,7 @@ def one_object_each(gains: list[int], ann_ids: list[int] | None = None) -> list[
     about |= {"segmentation": mask, "truth": mask, "protocol": "standard"}
     files: list[list[Line]] = [[], []]
     for i, gain in enumerate(gains):
-        ids = {"ref_id": i, "ann_id": ann_ids[i] if ann_ids else i, "sent_ids": [i]}
+        ids = {"ref_id": i, "ann_ids": [ann_ids[i] if ann_ids else i], "sent_ids": [i]}
         for file, inter in zip(files, (40, 40 + gain), strict=True):
             counts = {"intersection": inter, "union": 100, "iou": inter / 100}
             file.append({**about, **ids, **counts})

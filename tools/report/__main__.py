@@ -374,12 +374,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--image_root", default="", help="or the folder of the images itself")
     p.add_argument("--output", type=Path, default=Path("report.html"))
     p.add_argument("--max_samples", type=int, default=0, help="in the gallery; 0 (default): all")
-    p.add_argument("--photo_side", type=int, default=320, help="longer side, pixels (default: 320)")
+    p.add_argument("--image_side", type=int, default=320, help="longer side, pixels (default: 320)")
     args = p.parse_args(argv)
     if args.max_samples < 0:
         raise InputError(f"--max_samples {args.max_samples}: give a number, or 0 for all")
-    if not SIDES[0] <= args.photo_side <= SIDES[1]:
-        raise InputError(f"--photo_side {args.photo_side}: give {SIDES[0]} to {SIDES[1]} pixels")
+    if not SIDES[0] <= args.image_side <= SIDES[1]:
+        raise InputError(f"--image_side {args.image_side}: give {SIDES[0]} to {SIDES[1]} pixels")
     return args
 
 
@@ -391,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     comparison = compare(samples, args.compare) if args.compare else None
     chosen = spread(len(samples), args.max_samples)
     names = list(dict.fromkeys(samples[i].file_name for i in chosen))
-    jpegs, wrong = thumbnails(names, folder, args.photo_side)
+    jpegs, wrong = thumbnails(names, folder, args.image_side)
     if wrong:
         first = next(iter(wrong.values()))
         if not jpegs:

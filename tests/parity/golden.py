@@ -20,7 +20,7 @@ from bert import build_text_encoder
 from lib.lavt import LAVT
 from lib.segmentation import build_model
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 Array = npt.NDArray[Any]
 
 

@@ -1,15 +1,17 @@
-"""The command lines of train.py, test.py and demo_inference.py, and their checks."""
+"""The command lines of train.py, test.py and demo_inference.py: flags, their checks, recipes."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from data.cache import ArrayCache, default_folder
+import utils
 from lib.errors import InputError
 from lib.evaluation.protocol import (
     EVAL_MODES,
@@ -21,136 +23,179 @@ from lib.evaluation.protocol import (
 )
 from lib.lavt import parse_heads
 from lib.losses import LOSSES
-from lib.recipes import expand
 from lib.runtime import AMP
 from lib.segmentation import MODELS
 from lib.swin import SWIN_SIZES
 from lib.training.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
 from lib.variants import CHOICES, Variant
 
+T = TypeVar("T")
+
 TABLE_ENDINGS = (".md", ".tex", ".csv")
-DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
+RECIPES = Path(__file__).parent / "recipes"
+RECIPE_ENDING = ".args"
+SCRIPTS = ("train.py", "test.py", "demo_inference.py")
 
 
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are :class:`InputError`, so that all look alike."""
+# ---- parser and recipes ----
+
+
+class Parser(utils.Parser):
+    """A parser that also reads recipes."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with the options of recipes (``@recipes/NAME.args``) before the others."""
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args(expand(words, self.prog), namespace)
+        """Parse, with the flags of recipes (``@recipes/NAME.args``) before the others."""
+        words = expand_recipes(sys.argv[1:] if args is None else args, self.prog)
+        return super().parse_known_args(words, namespace)
 
-    def error(self, message: str) -> Any:
-        """Raise instead of exiting."""
-        raise InputError(f"{message} ({self.prog} --help lists the options)")
+
+def expand_recipes(words: Sequence[str], script: str) -> list[str]:
+    """Replace recipes by their flags, put before those of the command line, which win.
+
+    Args:
+        words: of the command line. ``@FILE`` is a recipe if FILE ends in ``.args`` or it is the
+            first word; elsewhere it is a value, such as an expression.
+        script: whose command line it is, like ``train.py``.
+
+    Raises:
+        InputError: no such recipe, or a line in it that is no flag.
+    """
+    named = [
+        i
+        for i, word in enumerate(words)
+        if word.startswith("@") and (i == 0 or word.endswith(RECIPE_ENDING))
+    ]
+    flags = [flag for i in named for flag in read_recipe(words[i][1:], script)]
+    return flags + [word for i, word in enumerate(words) if i not in named]
+
+
+def read_recipe(name: str, script: str) -> list[str]:
+    """The words of a recipe that are for a script.
+
+    A recipe has one flag and its value per line; ``#`` begins a comment. Lines below ``[train.py]``
+    are for that script alone, until the next such line; those before the first are for all.
+
+    Args:
+        name: a file, relative to the working directory or to the project's folder.
+        script: see :func:`expand_recipes`.
+
+    Raises:
+        InputError: it cannot be read, or a line is no flag.
+    """
+    path = next((p for p in (Path(name), RECIPES.parent / name) if p.is_file()), None)
+    if path is None:
+        raise InputError(f"no recipe {name}: there are {', '.join(list_recipes())}")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"the recipe {path} cannot be read: {e}") from e
+    words: list[str] = []
+    section = script
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        if heading := re.fullmatch(r"\s*\[(.+)\]\s*", line):
+            section = heading[1]
+            if section not in (script, *SCRIPTS):
+                raise InputError(f"{where}: [{section}] is none of {', '.join(SCRIPTS)}")
+            continue
+        try:
+            flag = shlex.split(line, comments=True)
+        except ValueError as e:
+            raise InputError(f"{where}: {e}, in: {line.strip()}") from e
+        if flag and not flag[0].startswith("-"):
+            raise InputError(f"{where}: a flag begins with --, not: {line.strip()}")
+        words += flag if section == script else []
+    return words
+
+
+def list_recipes() -> list[str]:
+    """The project's recipes, as written on a command line."""
+    return sorted(f"@{RECIPES.name}/{p.name}" for p in RECIPES.glob(f"*{RECIPE_ENDING}"))
+
+
+# ---- flags ----
 
 
 def _lang_layers(text: str) -> int | None:
-    if text == "all":
-        return None
-    return int(text)
+    return None if text == "all" else int(text)
 
 
 def common_parser(description: str) -> Parser:
-    """Options of the published scripts, which train.py and test.py take alike."""
+    """The flags of the published scripts, which all scripts take alike."""
     p = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    model = p.add_argument_group("model")
-    model.add_argument("--model", default="lavt", choices=list(MODELS))
-    model.add_argument("--swin_type", default="base", choices=list(SWIN_SIZES))
-    model.add_argument("--window12", action="store_true", help="Swin windows of 12, not 7")
-    model.add_argument("--mha", default="", help="heads of the four PWAMs, a-b-c-d ('': 1-1-1-1)")
-    model.add_argument("--fusion_drop", type=float, default=0.0, help="dropout in PWAM")
-    model.add_argument(
-        "--ape",
-        type=int,
-        default=0,
-        metavar="N",
-        help="absolute position embedding on an N x N grid (0: none, as published)",
-    )
-    model.add_argument("--bert_tokenizer", default="bert-base-uncased", help="hub name or folder")
-    model.add_argument("--ck_bert", default="bert-base-uncased", help="hub name or folder")
-    model.add_argument(
-        "--ddp_trained_weights",
-        action="store_true",
-        help="accepted for the published command lines; a pooler is handled either way",
-    )
-    _add_variants(p)
-    data = p.add_argument_group("data")
-    data.add_argument("--dataset", default="refcoco", choices=DATASETS)
-    data.add_argument("--splitBy", default="unc", help="unc; umd or google for refcocog")
-    data.add_argument("--split", default="test", help="test.py: a split, or several: val,testA")
-    data.add_argument("--refer_data_root", default="./refer/data/", help="REFER data root")
-    data.add_argument("--image_root", default=None, help="folder of the pictures, if elsewhere")
-    data.add_argument(
-        "--data_cache",
-        metavar="DIR|off",
-        help="where annotations are kept as arrays between runs: <data root>/.cache, or "
-        "~/.cache/lavt where that cannot be written to; it may be deleted at any time",
-    )
-    data.add_argument(
+    add = p.add_argument_group("model").add_argument
+    add("--model", default="lavt", choices=list(MODELS))
+    add("--swin_type", default="base", choices=list(SWIN_SIZES))
+    add("--window12", action="store_true", help="Swin windows of 12, not 7")
+    add("--mha", default="", help="heads of the four PWAMs, a-b-c-d ('': 1-1-1-1)")
+    add("--fusion_drop", type=float, default=0.0, help="dropout in PWAM")
+    add("--ape", type=int, default=0, metavar="N", help="absolute position embedding, N x N")
+    add("--bert_tokenizer", default="bert-base-uncased", help="hub name or folder")
+    add("--ck_bert", default="bert-base-uncased", help="hub name or folder of BERT")
+    add("--ddp_trained_weights", action="store_true", help="accepted and ignored")
+    add = p.add_argument_group("ablations (lavt, lavt_one); defaults are published").add_argument
+    helps = {
+        "lang_path": "off: V' = V, fused features go to the decoder only",
+        "gate": "activation of the language gate; none: no activation, off: V' = V + F",
+        "fusion": "PWAM, or the mean word feature joined to every pixel",
+        "pwam_attention": "softmax over the words, or a sigmoid per word",
+        "pwam_combine": "pixels times gathered words, or gathered words alone",
+        "pwam_norm": "norm of PWAM's queries and output",
+        "decoder_features": "F: before the gate; V: V' = V + gate(F) * F",
+    }
+    for name, text in helps.items():
+        add(f"--{name}", choices=CHOICES[name], default=CHOICES[name][0], help=text)
+    add = p.add_argument_group("data").add_argument
+    add("--dataset", default="refcoco", help="a folder of the data root")
+    add("--splitBy", default="unc", help="unc; umd or google for refcocog")
+    add("--split", default="test", help="test.py: a split, or several: val,testA")
+    add("--refer_data_root", default="./refer/data/", help="REFER data root")
+    add("--image_root", default=None, help="folder of the images, if elsewhere")
+    add("--data_cache", help=argparse.SUPPRESS)  # of earlier versions; ignored
+    add(
         "--mask_mode",
         choices=MASK_MODES,
         default="release",
         help="pixels in two polygons of an object: background as in the release, or object",
     )
-    data.add_argument(
-        "--text", choices=TEXTS, default="raw", help="expressions as written, or cleaned"
+    add("--text", choices=TEXTS, default="raw", help="expressions as written, or cleaned")
+    add("--max_tokens", type=int, help="upper limit of word pieces (20; crossvlt: 21)")
+    add("--img_size", type=int, default=480, help="side of the square input, pixels")
+    add("-b", "--batch_size", type=int, help="per process (8; crossvlt: 6)")
+    add("-j", "--workers", type=int, default=8, help="loader processes, per process")
+    add("--pin_mem", action="store_true", help="pinned host memory")
+    add = p.add_argument_group("run").add_argument
+    add("--model_id", default="lavt", help="name of the run: ./models/<model_id>/")
+    add("--output_dir", default="./checkpoints/", help="folder of the checkpoints")
+    add("--resume", default="", help="checkpoint; train.py resumes it (auto: the newest)")
+    add("--device", default="cuda:0", help="the CPU is used if there is no CUDA")
+    add("--print_freq", type=int, default=10, help="steps between log lines")
+    add("--amp", default="off", choices=AMP, help="mixed precision")
+    add("--compile", action="store_true", help="torch.compile the model")
+    add("--channels_last", action="store_true", help="memory format of convolutions")
+    add("--tf32", action="store_true", help="float32 matmuls of a GPU in TF32")
+    add(
+        "--accelerate",
+        choices=("auto", "off"),
+        default="auto",
+        help="on a CPU with AVX-512: faster kernels, other rounding",
     )
-    data.add_argument(
-        "--max_tokens", type=int, default=None, help="where a text is cut (20; crossvlt: 21)"
-    )
-    data.add_argument("--img_size", type=int, default=480, help="square resize, pixels")
-    data.add_argument(
-        "-b", "--batch-size", type=int, default=None, help="per process (8; crossvlt: 6)"
-    )
-    data.add_argument("-j", "--workers", type=int, default=8, help="loader processes, each")
-    data.add_argument("--pin_mem", action="store_true", help="pinned host memory")
-    run = p.add_argument_group("run")
-    run.add_argument("--model_id", default="lavt", help="names the run: ./models/<model_id>/")
-    run.add_argument("--output-dir", default="./checkpoints/", help="where checkpoints go")
-    run.add_argument(
-        "--resume",
-        default="",
-        help="checkpoint: train continues (auto: from its newest), test loads",
-    )
-    run.add_argument("--device", default="cuda:0", help="the CPU is used where there is no CUDA")
-    run.add_argument("--print-freq", type=int, default=10, help="steps between log lines")
-    run.add_argument("--amp", default="off", choices=AMP, help="mixed precision")
-    run.add_argument("--compile", action="store_true", help="torch.compile the model")
-    run.add_argument("--channels-last", action="store_true", help="memory format of convolutions")
-    run.add_argument("--tf32", action="store_true", help="float32 matmuls of a GPU in TF32")
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
-    train = p.add_argument_group("training")
-    train.add_argument("--pretrained_swin_weights", default="", help="ImageNet Swin checkpoint")
-    train.add_argument("--epochs", type=int, default=40)
-    train.add_argument("--lr", type=float, default=None, help="initial rate (5e-5; crossvlt: 3e-5)")
-    train.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-2)
-    train.add_argument("--amsgrad", action="store_true")
+    add("--seed", type=int, default=0)
+    add("--local_rank", type=int, help=argparse.SUPPRESS)
+    add = p.add_argument_group("training").add_argument
+    add("--pretrained_swin_weights", default="", help="ImageNet Swin checkpoint")
+    add("--epochs", type=int, default=40)
+    add("--lr", type=float, help="initial learning rate (5e-5; crossvlt: 3e-5)")
+    add("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-2)
+    add("--amsgrad", action="store_true")
     return p
 
 
-def _add_variants(p: Parser) -> None:
-    """Options for :class:`lib.variants.Variant`."""
-    g = p.add_argument_group("ablations (lavt, lavt_one)", "the defaults are the published network")
-    helps = {
-        "lang_path": "off: V' = V, fused features go to the decoder only",
-        "gate": "activation of the language gate; none: no activation, off: V' = V + F",
-        "fusion": "PWAM, or the sentence's mean word joined to every pixel alike",
-        "pwam_attention": "weights of the words: they compete, or each alone",
-        "pwam_combine": "pixels with the words they gathered; words: these alone",
-        "pwam_norm": "norm of PWAM's queries and of the gathered words",
-        "decoder_features": "F: before the gate, V: V' = V + gate(F) * F",
-    }
-    for name, text in helps.items():
-        g.add_argument(f"--{name}", choices=CHOICES[name], default=CHOICES[name][0], help=text)
-
-
 def variant(args: argparse.Namespace) -> Variant:
-    """The ablation that the options ask for.
+    """The ablation that the flags ask for.
 
     Raises:
-        InputError: options that have no meaning together.
+        InputError: flags that exclude each other.
     """
     return Variant(**{name: getattr(args, name) for name in CHOICES})
 
@@ -159,88 +204,68 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of train.py, checked.
 
     Raises:
-        InputError: naming the option and what it takes.
+        InputError: naming the flag and what it takes.
     """
     p = common_parser("Train a referring image segmentation model.")
     p.prog = "train.py"
-    g = p.add_argument_group("beyond the published options")
-    g.add_argument("--loss", default="ce", choices=list(LOSSES))
-    g.add_argument(
+    add = p.add_argument_group("beyond the published flags").add_argument
+    add("--loss", default="ce", choices=list(LOSSES))
+    add(
         "--scale_lr",
         type=int,
         default=0,
         metavar="BASE",
-        help="--lr is for so many samples a step: scale it with processes, --batch-size and "
-        "--accumulate (0: do not)",
+        help="--lr is for BASE samples a step: scale it in proportion (0: do not)",
     )
-    g.add_argument("--drop_path", type=float, default=0.3, help="rate of the last Swin block")
-    g.add_argument(
+    add("--drop_path", type=float, default=0.3, help="rate of the last Swin block")
+    add(
         "--lang_layers",
         type=_lang_layers,
         default=PUBLISHED_LANG_LAYERS,
         metavar="N|all",
         help="train the first N BERT layers, or all of BERT with its embeddings",
     )
-    g.add_argument(
+    add(
         "--norm_decay",
         choices=NORM_DECAY,
         default="published",
-        help="weight decay of norms and biases (published: the backbone's norms are spared)",
+        help="weight decay of norms and biases (published: none for the backbone's norms)",
     )
-    g.add_argument(
+    add(
         "--text_dropout",
         choices=("model", "on", "off"),
         default="model",
         help="BERT's dropout while training (model: off for lavt, on for lavt_one)",
     )
-    g.add_argument("--val_split", default="val", help="split evaluated while training")
-    g.add_argument("--val_expressions", choices=VAL_EXPRESSIONS, default=None, help="per object")
-    g.add_argument("--eval_every", type=int, default=1, metavar="N", help="epochs")
-    g.add_argument(
-        "--stop_after",
-        type=int,
-        default=0,
-        metavar="N",
-        help="stop after N epochs",
-    )
-    g.add_argument(
-        "--save-every",
+    add("--text_from_scratch", action="store_true", help="load no BERT weights")
+    add("--val_split", default="val", help="split evaluated while training")
+    add("--val_expressions", choices=VAL_EXPRESSIONS, help="per object (one; crossvlt: all)")
+    add("--eval_every", type=int, default=1, metavar="N", help="epochs between validations")
+    add("--stop_after", type=int, default=0, metavar="N", help="stop after N epochs (0: do not)")
+    add(
+        "--save_every",
         default="",
         metavar="N|Nm",
-        help="save the state every N steps, or N minutes, besides after each epoch",
+        help="save every N steps, or N minutes, besides after each epoch",
     )
-    g.add_argument(
+    add(
         "--save_error",
         choices=("stop", "continue"),
         default="stop",
-        help="where a state cannot be written (full disk): stop, or train on and try again",
+        help="if a checkpoint cannot be written (full disk): stop, or train and try again",
     )
-    g.add_argument(
+    add(
         "--nonfinite",
         choices=("stop", "skip"),
         default="stop",
-        help="at a loss or gradient that is no number: stop, or leave out that step",
+        help="at a loss or gradient that is not finite: stop, or skip the step",
     )
-    g.add_argument(
-        "--clip_grad", type=float, default=0.0, metavar="NORM", help="clip gradients (0: do not)"
-    )
-    g.add_argument(
-        "--accumulate", type=int, default=1, metavar="N", help="batches that make one step"
-    )
-    g.add_argument(
-        "--grad-checkpoint", action="store_true", help="less memory: compute Swin blocks twice"
-    )
-    g.add_argument(
-        "--fused_adamw",
-        choices=("on", "off"),
-        default="on",
-        help="AdamW in one kernel, or as PyTorch chooses, which rounds otherwise",
-    )
-    g.add_argument("--deterministic", action="store_true", help="the same bits in every run")
-    g.add_argument(
-        "--tensorboard", action="store_true", help="also write models/<model_id>/tensorboard/"
-    )
-    g.add_argument("--text_from_scratch", action="store_true", help="load no BERT weights")
+    add("--clip_grad", type=float, default=0.0, metavar="NORM", help="(0: do not)")
+    add("--accumulate", type=int, default=1, metavar="N", help="batches per step")
+    add("--grad_checkpoint", action="store_true", help="less memory: compute Swin blocks twice")
+    add("--fused_adamw", help=argparse.SUPPRESS)  # of earlier versions; ignored
+    add("--deterministic", action="store_true", help="the same bits in every run")
+    add("--tensorboard", action="store_true", help="also write models/<model_id>/tensorboard/")
     args = p.parse_args(argv)
     args.save_steps, args.save_minutes = _save_every(args.save_every)
     _check(args)
@@ -250,86 +275,55 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _save_every(text: str) -> tuple[int, float]:
-    """Steps and minutes of ``--save-every``; 0 is never."""
+    """Steps and minutes of ``--save_every``; 0 for none."""
     match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)m", text)
     if text and (not match or not float(text.removesuffix("m"))):
-        raise InputError(f"--save-every {text}: give steps, like 500, or minutes, like 10m")
+        raise InputError(f"--save_every {text}: give steps, like 500, or minutes, like 10m")
     return (int(match[1] or 0), float(match[2] or 0)) if match else (0, 0.0)
-
-
-# What may differ in a run that is continued without its numbers becoming others.
-FREE_TO_CHANGE = """
-    resume device workers pin_mem print_freq output_dir local_rank refer_data_root
-    image_root data_cache bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
-    save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
-    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
-    channels_last tf32 grad_checkpoint
-"""
-
-
-def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
-    """What a continued run's options were, where they differ and matter.
-
-    Args:
-        before: the ``args`` of the checkpoint: a dictionary, or the release's Namespace.
-        now: of this run.
-    """
-    old = before if isinstance(before, dict) else getattr(before, "__dict__", {})
-    # A stranger's file may hold anything, like tensors, that cannot simply be compared.
-    old = {k: v for k, v in old.items() if v is None or isinstance(v, str | int | float)}
-    new = vars(now)
-    return [
-        f"--{name} {old[name]}, not {new[name]}"
-        for name in sorted((old.keys() & new.keys()) - set(FREE_TO_CHANGE.split()))
-        if old[name] != new[name]
-    ]
 
 
 def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of test.py, checked; ``splits`` is the list of ``--split``.
 
     Raises:
-        InputError: naming the option and what it takes.
+        InputError: naming the flag and what it takes.
     """
     p = common_parser("Evaluate a checkpoint on one or more splits.")
     p.prog = "test.py"
-    g = p.add_argument_group("beyond the published options")
-    g.add_argument(
+    add = p.add_argument_group("beyond the published flags").add_argument
+    add(
         "--eval_mode",
         choices=EVAL_MODES,
         default="each",
         help="an object's expressions: one by one (standard), joined, or predictions averaged",
     )
-    g.add_argument(
+    add(
         "--eval_size",
         choices=EVAL_SIZES,
         default="model",
-        help="count pixels at --img_size (standard), or at the photo's own size",
+        help="count pixels at --img_size (standard), or at the image's original size",
     )
-    g.add_argument(
+    add(
         "--val_expressions",
         choices=VAL_EXPRESSIONS,
         default="all",
         help="per object; one: drawn by --seed, as after an epoch of training",
     )
-    g.add_argument(
+    add(
         "--results",
-        default=None,
-        help="JSON file (default: results_….json in ./models/<model_id>/); "
-        "the tables go beside it as .md, .tex and .csv",
+        help="JSON file (default: results_….json in ./models/<model_id>/); tables go beside it",
     )
-    g.add_argument(
+    add(
         "--predictions",
         nargs="?",
         const="",
-        default=None,
         metavar="FILE",
-        help="write every sample's masks and counts (default: predictions_….jsonl beside results)",
+        help="write every sample's masks and counts (default: predictions_….jsonl)",
     )
-    g.add_argument(
+    add(
         "--control",
         action="store_true",
-        help="evaluate also with the sentence of another object of the same picture",
+        help="also evaluate with the expression of another object of the same image",
     )
     args = p.parse_args(argv)
     args.splits = [s for s in args.split.split(",") if s]
@@ -338,7 +332,7 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.eval_mode != "each" and args.val_expressions == "one":
         raise InputError(
             f"--eval_mode {args.eval_mode} takes all expressions of an object, "
-            "--val_expressions one a single one: leave one of them out"
+            "--val_expressions one a single one: give one of the two flags"
         )
     if not args.resume:
         raise InputError("--resume is missing: give the checkpoint to evaluate")
@@ -347,115 +341,50 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-MAX_NUMBER = 2**31 - 1
-HIGHEST = {"img_size": 16384, "ape": 4096, "workers": 1024}  # beyond them, memory is
-
-
 def _name_outputs(args: argparse.Namespace) -> None:
-    """Say where results and predictions go; each protocol has files of its own."""
+    """Name the files of results and predictions; each protocol has its own."""
     differences = protocol_of(args).differences()
-    differences.pop("img_size", None)  # the checkpoint's, as a rule: it tells no two runs apart
+    differences.pop("img_size", None)  # usually follows from the checkpoint
     name = "_".join(
         [args.dataset, args.splitBy, *args.splits, *(f"{k}-{v}" for k, v in differences.items())]
     )
     folder = Path("models") / args.model_id
     args.results = args.results or str(folder / f"results_{name}.json")
     if Path(args.results).suffix in TABLE_ENDINGS:
-        raise InputError(f"--results {args.results}: a table will be there; name a .json file")
+        raise InputError(f"--results {args.results}: name a .json file; the tables go beside it")
     if args.predictions == "":
         args.predictions = str(Path(args.results).parent / f"predictions_{name}.jsonl")
     if args.predictions is not None and Path(args.predictions) == Path(args.results):
         raise InputError(f"--predictions {args.predictions}: --results is there; name another file")
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Fill in what depends on the model, and refuse values that would only fail later."""
-    entry = MODELS[args.model]
-    for name in ("lr", "batch_size", "val_expressions", "max_tokens"):
-        if getattr(args, name, "") is None:
-            setattr(args, name, getattr(entry, name))
-    args.window = 12 if args.window12 else 7
-    positive = ["batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every", "accumulate"]
-    positive.append("max_tokens")
-    not_negative = [
-        "workers",
-        "scale_lr",
-        "weight_decay",
-        "ape",
-        "seed",
-        "lang_layers",
-        "stop_after",
-        "clip_grad",
-    ]
-    for name in (*positive, *not_negative):
-        value = getattr(args, name, None)
-        if value is None:
-            continue
-        if name in not_negative and not value >= 0:  # also catches nan
-            raise InputError(f"--{name} {value}: must be 0 or more")
-        if name in positive and not value > 0:
-            raise InputError(f"--{name} {value}: must be above 0")
-        if value > HIGHEST.get(name, MAX_NUMBER):
-            raise InputError(f"--{name} {value}: must be {HIGHEST.get(name, MAX_NUMBER)} at most")
-    for name in ("fusion_drop", "drop_path"):
-        if not 0 <= getattr(args, name, 0.0) < 1:
-            raise InputError(f"--{name} {getattr(args, name)}: must be in [0, 1)")
-    parse_heads(args.mha)
-    variant(args)
-    if not re.fullmatch(r"[\w.+-]+", args.model_id) or set(args.model_id) == {"."}:
-        raise InputError(
-            f"--model_id '{args.model_id}': it names files; use letters, digits, . _ + -"
-        )
-
-
-def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of :func:`lib.segmentation.build_model` that the options ask for."""
-    dropout = {"model": None, "on": True, "off": False}[getattr(args, "text_dropout", "model")]
-    return {
-        "swin_type": args.swin_type,
-        "window_size": args.window,
-        "text_config": args.ck_bert,
-        "mha": args.mha,
-        "fusion_drop": args.fusion_drop,
-        "drop_path": getattr(args, "drop_path", 0.0),
-        "ape_grid": args.ape,
-        "text_dropout": dropout,
-        "max_tokens": args.max_tokens,
-        "variant": variant(args),
-    }
-
-
 def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of demo_inference.py, checked.
 
     Raises:
-        InputError: naming the option and what it takes.
+        InputError: naming the flag and what it takes.
     """
-    p = common_parser("Cut out of a photo what a sentence refers to.")
+    p = common_parser("Segment the objects that expressions refer to, in images.")
     p.prog = "demo_inference.py"
-    g = p.add_argument_group("photos and sentences")
-    g.add_argument("--image", default="", help="a photo, or a folder of photos")
-    g.add_argument("--sentence", nargs="+", default=[], help="one or more, for every photo")
-    g.add_argument(
+    add = p.add_argument_group("images and expressions").add_argument
+    add("--image", default="", help="an image, or a folder of images")
+    add("--sentence", nargs="+", default=[], help="one or more expressions, for every image")
+    add(
         "--list",
         default="",
         metavar="JSON",
         help='instead of both: [{"image": PATH, "sentence": TEXT or [TEXT, ...]}, ...], '
         "paths relative to the file",
     )
-    g.add_argument(
-        "--output", default="./demo/", help="a picture file for one overlay, otherwise a folder"
-    )
-    g.add_argument("--caption", action="store_true", help="write the sentence below the overlay")
-    g.add_argument("--mask", action="store_true", help="also X.mask.png, 8 bits: 0 or 255")
-    g.add_argument("--rle", action="store_true", help="also X.rle.json, COCO's compressed RLE")
-    g.add_argument(
-        "--prob", action="store_true", help="also X.prob.png, 16 bits: 65535 is certainly inside"
-    )
-    g.add_argument(
+    add("--output", default="./demo/", help="an image file for one overlay, otherwise a folder")
+    add("--caption", action="store_true", help="write the expression below the overlay")
+    add("--mask", action="store_true", help="also X.mask.png, 8 bits: 0 or 255")
+    add("--rle", action="store_true", help="also X.rle.json, COCO's compressed RLE")
+    add("--prob", action="store_true", help="also X.prob.png, 16 bits: probability x 65535")
+    add(
         "--attention",
         action="store_true",
-        help="also X.attention.png, how much each pixel listens to each word, at every stage",
+        help="also X.attention.png: each pixel's attention to each word, at every stage",
     )
     args = p.parse_args(argv)
     example = (
@@ -463,11 +392,11 @@ def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--resume ./checkpoints/refcoco.pth --output ./demo/"
     )
     if args.list and (args.image or args.sentence):
-        raise InputError("--list names photos and sentences itself: leave out --image, --sentence")
+        raise InputError("--list names images and expressions: remove --image and --sentence")
     if not args.list and not args.image:
-        raise InputError(f"--image is missing: give a photo or a folder, like {example}")
+        raise InputError(f"--image is missing: give an image or a folder, like {example}")
     if not args.list and not args.sentence:
-        raise InputError(f"--sentence is missing: say what to cut out, like {example}")
+        raise InputError(f"--sentence is missing: give an expression, like {example}")
     if not args.resume:
         raise InputError(f"--resume is missing: give the trained checkpoint, like {example}")
     _check(args)
@@ -480,19 +409,19 @@ def parse_report(
     """Arguments of tools.quickstart_report, checked; ``splits`` is the list of ``--split``.
 
     Args:
-        argv: the command line; None for the process' own.
+        argv: the command line; None for that of the process.
         evaluated: the arguments that test.py wrote into its results, as defaults.
 
     Raises:
-        InputError: naming the option and what it takes.
+        InputError: naming the flag and what it takes.
     """
     p = common_parser("Print an evaluation's tables and draw some of its predictions.")
     p.prog = "python -m tools.quickstart_report"
     p.set_defaults(**(evaluated or {}))
-    g = p.add_argument_group("report", "all other options default to those of the evaluation")
-    g.add_argument("--results", required=True, help="the JSON file that test.py wrote")
-    g.add_argument("--output", default="./quickstart/", help="folder for predictions.png")
-    g.add_argument("--pictures", nargs="*", default=[], help="other pictures, to be named too")
+    add = p.add_argument_group("report", "all other flags default to the evaluation's").add_argument
+    add("--results", required=True, help="the JSON file that test.py wrote")
+    add("--output", default="./quickstart/", help="folder for predictions.png")
+    add("--pictures", nargs="*", default=[], help="other images to be named too")
     args = p.parse_args(argv)
     args.splits = [s for s in args.split.split(",") if s]
     if not args.splits:
@@ -501,45 +430,132 @@ def parse_report(
     return args
 
 
+# ---- checks ----
+
+POSITIVE = ("batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every", "accumulate")
+NOT_NEGATIVE = ("workers", "scale_lr", "weight_decay", "ape", "seed", "lang_layers", "stop_after")
+MAX_NUMBER = 2**31 - 1
+UPPER_LIMITS = {"img_size": 16384, "ape": 4096, "workers": 1024}
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Fill in what depends on the model, and reject values that would only fail later."""
+    entry = MODELS[args.model]
+    for name in ("lr", "batch_size", "val_expressions", "max_tokens"):
+        if getattr(args, name, "") is None:
+            setattr(args, name, getattr(entry, name))
+    args.window = 12 if args.window12 else 7
+    for name in (*POSITIVE, "max_tokens", *NOT_NEGATIVE, "clip_grad"):
+        value = getattr(args, name, None)
+        if value is None:
+            continue
+        if name in (*NOT_NEGATIVE, "clip_grad"):
+            if not value >= 0:  # also rejects nan
+                raise InputError(f"--{name} {value}: must be 0 or more")
+        elif not value > 0:
+            raise InputError(f"--{name} {value}: must be above 0")
+        if value > (limit := UPPER_LIMITS.get(name, MAX_NUMBER)):
+            raise InputError(f"--{name} {value}: must be {limit} at most")
+    for name in ("fusion_drop", "drop_path"):
+        if not 0 <= getattr(args, name, 0.0) < 1:
+            raise InputError(f"--{name} {getattr(args, name)}: must be in [0, 1)")
+    parse_heads(args.mha)
+    variant(args)
+    if not re.fullmatch(r"[\w.+-]+", args.model_id) or set(args.model_id) == {"."}:
+        raise InputError(
+            f"--model_id '{args.model_id}': it names files; use letters, digits, . _ + -"
+        )
+
+
+# Flags that a resumed run may change without changing its numbers.
+FREE_TO_CHANGE = """
+    resume device workers pin_mem print_freq output_dir local_rank refer_data_root
+    image_root data_cache bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
+    save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
+    nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
+    channels_last tf32 grad_checkpoint accelerate
+"""
+
+
+def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
+    """The flags of a resumed run that differ from now and change its numbers.
+
+    Args:
+        before: the ``args`` of the checkpoint: a dictionary, or the release's Namespace.
+        now: of this run.
+    """
+    old = before if isinstance(before, dict) else getattr(before, "__dict__", {})
+    # An untrusted file may hold anything, like tensors, which == does not simply compare.
+    old = {k: v for k, v in old.items() if v is None or isinstance(v, str | int | float)}
+    new = vars(now)
+    return [
+        f"--{name} {old[name]}, not {new[name]}"
+        for name in sorted((old.keys() & new.keys()) - set(FREE_TO_CHANGE.split()))
+        if old[name] != new[name]
+    ]
+
+
+# ---- from flags to keywords ----
+
+
+def select(kind: type[T], args: argparse.Namespace, **others: Any) -> T:
+    """A dataclass whose fields have the values of the flags of the same names.
+
+    Args:
+        kind: the dataclass.
+        args: of the command line; fields without a flag keep their defaults.
+        others: fields that no flag gives.
+    """
+    names = {field.name for field in fields(kind)} - others.keys()  # type: ignore[arg-type]
+    return kind(**{k: v for k, v in vars(args).items() if k in names}, **others)
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of :func:`lib.segmentation.build_model`."""
+    dropout = {"model": None, "on": True, "off": False}[getattr(args, "text_dropout", "model")]
+    return {
+        "swin_type": args.swin_type,
+        "window_size": args.window,
+        "text_config": args.ck_bert,
+        "mha": args.mha,
+        "fusion_drop": args.fusion_drop,
+        "drop_path": getattr(args, "drop_path", 0.0),
+        "ape_grid": args.ape,
+        "text_dropout": dropout,
+        "max_tokens": args.max_tokens,
+        "variant": variant(args),
+        "accelerate": args.accelerate == "auto",
+    }
+
+
 def speed_options(args: argparse.Namespace) -> dict[str, bool]:
-    """The keywords of :func:`lib.runtime.prepare` that the options ask for."""
+    """The keywords of :func:`lib.runtime.prepare`."""
     return {"channels_last": args.channels_last, "compiled": args.compile, "tf32": args.tf32}
 
 
 def refer_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of :class:`refer.refer.REFER` that the options ask for."""
-    folder = args.data_cache or default_folder(args.refer_data_root)
+    """The keywords of :class:`refer.refer.REFER`."""
     return {
         "data_root": args.refer_data_root,
         "dataset": args.dataset,
         "splitBy": args.splitBy,
         "image_root": args.image_root,
-        "cache": None if folder == "off" else ArrayCache(folder),
     }
 
 
 def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of :class:`data.dataset_refer_bert.ReferDataset` that the options ask for."""
-    at_photo = getattr(args, "eval_size", "model") == "original"
+    """The keywords of :class:`data.dataset_refer_bert.ReferDataset`."""
+    original = getattr(args, "eval_size", "model") == "original"
     return {
         "img_size": args.img_size,
         "max_tokens": args.max_tokens,
         "union_masks": args.mask_mode == "union",
         "text": args.text,
         "eval_mode": getattr(args, "eval_mode", "each"),
-        "photo_masks": at_photo or getattr(args, "predictions", None) is not None,
+        "original_masks": original or getattr(args, "predictions", None) is not None,
     }
 
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
-    """What the numbers of an evaluation mean, by test.py or after an epoch of train.py."""
-    return Protocol(
-        eval_mode=getattr(args, "eval_mode", "each"),
-        eval_size=getattr(args, "eval_size", "model"),
-        text=args.text,
-        mask_mode=args.mask_mode,
-        val_expressions=getattr(args, "val_expressions", "all"),
-        img_size=args.img_size,
-        max_tokens=args.max_tokens,
-        model_tokens=MODELS[args.model].max_tokens,
-    )
+    """The evaluation protocol of test.py, or of train.py's validation."""
+    return select(Protocol, args, model_tokens=MODELS[args.model].max_tokens)

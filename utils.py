@@ -1,14 +1,16 @@
-"""What touches the machine: processes, seeds, logs. The only user of torch.distributed here."""
+"""Processes, seeds, logging, signals and atomic files. The only user of torch.distributed."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import ctypes
+import inspect
 import json
 import logging
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lib.errors import InputError
@@ -35,13 +38,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DistInfo:
-    """This process among all.
+    """Facts about this process.
 
     Attributes:
-        rank: number of this process, 0 .. world-1.
-        local_rank: its number on this machine.
+        rank: of this process, 0 .. world-1.
+        local_rank: its rank on this machine.
         world: number of processes.
-        device: where its tensors live.
+        device: of its tensors.
     """
 
     rank: int
@@ -51,25 +54,25 @@ class DistInfo:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and prints."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
 
-REQUEUE = 75  # exit code of a run that was asked to stop and can go on: EX_TEMPFAIL
-AT_ONCE_AFTER = 2.0  # seconds after which a second Ctrl-C is an impatient one, not an echo
+REQUEUE = 75  # exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL
+SECOND_SIGINT_AFTER = 2.0  # seconds after which a second Ctrl-C kills, and is not an echo
 
 
 class Stopped(Exception):
-    """Somebody asked this run to stop, and what it had was saved."""
+    """A signal asked this run to stop, and its state is saved."""
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and SIGUSR1 ask a run to stop: at once, or where it says that it can.
+    """Handles SIGTERM, SIGINT and SIGUSR1, which schedulers send before they end a job.
 
-    Schedulers send them before they take a machine away.
+    A signal raises :class:`Stopped`, except inside :meth:`deferred`, where it only sets ``name``.
 
     Attributes:
-        name: the signal that came, '' as long as none did.
+        name: of the signal that came, '' before.
     """
 
     def __init__(self) -> None:
@@ -80,28 +83,28 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._answer)
+            self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _answer(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         again, now = bool(self.name), time.monotonic()
         if not again:
             self.name, self._came_at = signal.Signals(number).name, now
-        impatient = again and number == signal.SIGINT and now - self._came_at > AT_ONCE_AFTER
+        kill = again and number == signal.SIGINT and now - self._came_at > SECOND_SIGINT_AFTER
         if not self._deferred:
             raise Stopped(f"stopped by {self.name}")
-        if impatient:
+        if kill:
             raise KeyboardInterrupt
         if not again and int(os.environ.get("RANK", 0)) == 0:
             os.write(2, f"{self.name}: stopping after this step\n".encode())
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Work that is not to be cut short: a signal waits, and :attr:`name` tells of it."""
+        """Do not interrupt this work: a signal only sets :attr:`name`."""
         before, self._deferred = self._deferred, True
         try:
             yield
@@ -110,10 +113,10 @@ class StopSignals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A part of :meth:`deferred` work that may be cut short, at any moment.
+        """A part of :meth:`deferred` work that a signal may interrupt at any moment.
 
         Raises:
-            Stopped: a signal came, or had come before.
+            Stopped: a signal came, now or before.
         """
         self._deferred = False
         try:
@@ -124,51 +127,7 @@ class StopSignals:
             self._deferred = True
 
 
-class Votes:
-    """Lets processes decide together, each step, without waiting for each other.
-
-    A vote is counted while the next step is computed, so it decides one step later. Once any
-    process votes for something all get it, at the same step.
-
-    Args:
-        info: this process.
-        matters: how many different things are voted on.
-    """
-
-    def __init__(self, info: DistInfo, matters: int) -> None:
-        self.world = info.world
-        self.matters = matters
-        self._pending: tuple[Any, Tensor] | None = None
-
-    def cast(self, *votes: bool) -> list[bool]:
-        """Cast this step's votes and return the decisions of the step before."""
-        if self.world == 1:
-            return list(votes)
-        decided = self.decided()
-        votes_cast = torch.tensor(votes, dtype=torch.int32)
-        work = dist.all_reduce(votes_cast, dist.ReduceOp.MAX, group=_control, async_op=True)
-        self._pending = (work, votes_cast)
-        return decided
-
-    def decided(self) -> list[bool]:
-        """Wait for the votes that are still being counted."""
-        if self._pending is None:
-            return [False] * self.matters
-        work, counted = self._pending
-        work.wait()
-        self._pending = None
-        return counted.bool().tolist()
-
-    def now(self, *votes: bool) -> list[bool]:
-        """Vote and wait for the others."""
-        if self.world == 1:
-            return list(votes)
-        before = self.decided()
-        self.cast(*votes)
-        return [a or b for a, b in zip(before, self.decided(), strict=True)]
-
-
-# Of small talk between the processes, over the CPU, beside the gradients'.
+# A gloo group for objects and flags on the CPU; gradients go through the default group.
 _control: Any = None
 
 
@@ -176,12 +135,9 @@ def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
     """Join the process group where a launcher started several processes.
 
     Args:
-        device: 'cuda:0', 'cuda' or 'cpu'. With several processes each takes the GPU of its local
+        device: 'cuda:0', 'cuda' or 'cpu'. Each of several processes uses the GPU of its local
             rank. Without CUDA the CPU is used.
         local_rank: from an old launcher's ``--local_rank``; the environment wins.
-
-    Returns:
-        Facts about this process. Nothing else changes: no folders, no patched ``print``.
 
     Raises:
         InputError: the launcher started more processes than there are GPUs.
@@ -214,14 +170,14 @@ def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum a tensor over all processes, in place; exact for integers. One process: as it is."""
+    """Sum a tensor over all ranks, in place; exact for integers."""
     if dist.is_initialized():
         dist.all_reduce(x)
     return x
 
 
 def all_true(x: Tensor) -> Tensor:
-    """Whether a scalar bool is true on every process; nothing here waits for a GPU."""
+    """Whether a scalar bool is true on every rank; does not wait for the GPU."""
     if not dist.is_initialized():
         return x
     count = x.to(torch.int32)
@@ -229,17 +185,41 @@ def all_true(x: Tensor) -> Tensor:
     return count.bool()
 
 
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is true on any rank; all ranks must call this together."""
+    if not dist.is_initialized():
+        return list(flags)
+    votes = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(votes, dist.ReduceOp.MAX, group=_control)
+    return votes.bool().tolist()
+
+
+def wrap_ddp(module: nn.Module, info: DistInfo) -> nn.Module:
+    """Wrap a module in DDP, with synchronised batch norm on GPUs; one process: as it is."""
+    if info.world == 1:
+        return module
+    # Batch norm statistics agree through SyncBatchNorm or are averaged before they are used, so
+    # DDP does not broadcast buffers at each step. Newer torch has another name for that.
+    named = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+    options: dict[str, Any] = {sync: False}
+    if info.device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        options["device_ids"] = [info.device.index]
+    return DistributedDataParallel(module, **options)
+
+
 def barrier() -> None:
-    """Wait for all processes."""
+    """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def gather(mine: T) -> list[T]:
-    """Bring a picklable object of every process to the main one, in the order of ranks.
+    """Collect a picklable object of every rank on rank 0.
 
     Returns:
-        All of them on the main process, this process' own alone elsewhere.
+        The objects in the order of ranks on rank 0; on other ranks their own alone.
     """
     if not dist.is_initialized():
         return [mine]
@@ -250,7 +230,7 @@ def gather(mine: T) -> list[T]:
 
 
 def from_main(value: T) -> T:
-    """The main process' value, on every process."""
+    """The value of rank 0, on every rank."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -259,14 +239,14 @@ def from_main(value: T) -> T:
 
 
 def restarts() -> int:
-    """How often torchrun has started these processes again after one of them died."""
+    """How often torchrun has restarted these processes after one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def average_buffers(model: nn.Module) -> None:
-    """Give all processes the mean of their float buffers (batch norm statistics).
+    """Average float buffers (batch norm statistics) over all ranks.
 
-    With SyncBatchNorm they agree already; on the CPU each process keeps its own until this.
+    With SyncBatchNorm they agree already; on a CPU each rank has its own until this call.
     """
     if not dist.is_initialized():
         return
@@ -277,7 +257,7 @@ def average_buffers(model: nn.Module) -> None:
 
 
 def seed_everything(*parts: int) -> None:
-    """Seed Python, numpy and torch from numbers that together name a moment (seed, epoch, rank)."""
+    """Seed Python, numpy and torch from several numbers, such as (seed, epoch, rank)."""
     seed = int(np.random.SeedSequence(list(parts)).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -285,20 +265,20 @@ def seed_everything(*parts: int) -> None:
 
 
 def rng_state(device: torch.device) -> list[Tensor]:
-    """Where torch's generators stand: the CPU's and, on a GPU, its own."""
+    """States of torch's random generators: the CPU's and, on a GPU, the GPU's."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def set_rng_state(states: Sequence[Tensor], device: torch.device) -> None:
-    """Go on drawing from :func:`rng_state`."""
+    """Restore what :func:`rng_state` returned."""
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
 
 
 def make_deterministic() -> None:
-    """Have torch compute the same bits in every run, at some cost in speed on a GPU."""
+    """Make torch compute the same bits in every run; slower on a GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at CUDA's first use
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -321,14 +301,14 @@ def setup_logging(folder: Path | None, rank: int) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that a full disk cuts short, and no more than that."""
+    """A log file; a full disk cuts it short but does not stop the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Keep quiet: the line was printed to the terminal."""
+        """Ignore the error: the line was printed to the terminal."""
 
 
 class _TqdmHandler(logging.Handler):
-    """Prints above a running progress bar."""
+    """Prints above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
@@ -336,13 +316,13 @@ class _TqdmHandler(logging.Handler):
 
 
 def progress(items: Iterable[T], desc: str, rank: int, total: int | None = None) -> Iterable[T]:
-    """A progress bar on rank 0, where there is a terminal to show it on."""
+    """A progress bar on rank 0, if stderr is a terminal."""
     quiet = rank != 0 or not sys.stderr.isatty()
     return tqdm(items, desc=desc, total=total, disable=quiet, leave=False, dynamic_ncols=True)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that will be written to, so that a long run cannot fail on it at its end.
+    """Make a folder that will be written to, so that a run fails at its start and not at its end.
 
     Raises:
         InputError: it cannot be made or written to.
@@ -356,7 +336,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(content: str, path: str | os.PathLike[str]) -> None:
-    """Write a text file whole or not at all, in UTF-8.
+    """Write a text file atomically, in UTF-8.
 
     Raises:
         InputError: it cannot be written.
@@ -372,7 +352,7 @@ def write_text(content: str, path: str | os.PathLike[str]) -> None:
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write a JSON file whole or not at all.
+    """Write a JSON file atomically.
 
     Raises:
         InputError: it cannot be written.
@@ -381,7 +361,7 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
 
 
 def trim_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines of a resumed run's file that it will write again, and one cut off by a crash.
+    """Drop records of a JSON-lines file, and lines that a crash cut off.
 
     Args:
         path: of the file, which need not exist.
@@ -398,7 +378,7 @@ def trim_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def append_jsonl(record: dict[str, Any], path: Path) -> None:
-    """Add a line to a JSON-lines file; a non-finite number becomes null.
+    """Append a record to a JSON-lines file; non-finite numbers become null.
 
     Raises:
         InputError: it cannot be written.
@@ -414,7 +394,7 @@ def append_jsonl(record: dict[str, Any], path: Path) -> None:
 
 
 def open_board(folder: Path, done: int) -> Any:
-    """TensorBoard's writer of a run that has ``done`` steps behind it.
+    """TensorBoard's writer of a run that has done ``done`` steps.
 
     Raises:
         InputError: TensorBoard is not installed.
@@ -429,9 +409,10 @@ def open_board(folder: Path, done: int) -> Any:
 
 
 def add_scalars(board: Any, record: dict[str, Any]) -> None:
-    """Show the numbers of a metrics record in TensorBoard, at the record's step."""
+    """Write the numbers of a metrics record to TensorBoard, at the record's step."""
     group = "train" if record["kind"] == "step" else "epoch"
     numbers = {f"{group}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
+    numbers |= {f"{group}/loss_{k}": v for k, v in record.get("losses", {}).items()}
     for name in ("oIoU", "mIoU"):
         numbers[f"val/{name}"] = record.get("val", {}).get(name)
     for name, value in numbers.items():
@@ -441,7 +422,7 @@ def add_scalars(board: Any, record: dict[str, Any]) -> None:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory held so far: allocated on a GPU, resident in this process on the CPU."""
+    """Peak memory: allocated on a GPU, resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     import resource
@@ -456,17 +437,8 @@ PACKAGES = (
 )
 
 
-def forget_peak_memory() -> None:
-    """Have this process' peak start from what it uses now, not from what its parent once did."""
-    with contextlib.suppress(OSError, AttributeError):  # of another C library
-        # Freed memory that is kept for later would be used again without the peak's growing.
-        ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):  # where the system does not offer it
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def environment() -> dict[str, Any]:
-    """Versions, commit, processes and time, for the record of a result."""
+    """Versions, commit, processes and time, for result files."""
     return {
         "python": sys.version.split()[0],
         **{name: _version(name) for name in PACKAGES},
@@ -488,7 +460,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with '-dirty' where tracked files were changed since."""
+    """The commit of this code, with '-dirty' if tracked files have changed."""
     try:
         out = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
@@ -502,8 +474,32 @@ def _git_commit() -> str | None:
     return out.stdout.strip() or None
 
 
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are :class:`InputError`.
+
+    Flags are defined with underscores; a hyphen in a flag's name is read as an underscore.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, after replacing hyphens in flags' names."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_underscored(word) for word in words], namespace)
+
+    def error(self, message: str) -> Any:
+        """Raise instead of exiting."""
+        raise InputError(f"{message} ({self.prog} --help lists the flags)")
+
+
+def _underscored(word: str) -> str:
+    """``--batch-size=8`` becomes ``--batch_size=8``; other words stay as they are."""
+    if not re.match(r"--[A-Za-z]", word):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
 def run_script(main: Callable[[Sequence[str] | None], None]) -> None:
-    """Run a script's ``main``; what the user can mend becomes one line and exit code 2."""
+    """Run a script's ``main``; an error that the user can fix becomes one line and exit code 2."""
     rank = int(os.environ.get("RANK", 0))
     who = f"error (process {rank}): " if rank else "error: "
     code = 2
@@ -520,7 +516,7 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> None:
         print(who + "interrupted", file=sys.stderr)
         code = 130
     except torch.OutOfMemoryError:
-        print(who + "the GPU's memory is full: lower --batch-size or --img_size", file=sys.stderr)
+        print(who + "the GPU's memory is full: lower --batch_size or --img_size", file=sys.stderr)
     except RuntimeError as e:
         if not (dist.is_initialized() and _lost_peer(e)):
             raise

@@ -1,13 +1,12 @@
-"""How fast a data set starts and samples come, against the release's way of making them.
+"""Measure the start of a dataset, its memory, and the making of samples against the release's.
 
-    python -m benchmarks.data --refer_data_root ROOT        # ROOT: of real photos
+    python -m benchmarks.data --refer_data_root ROOT        # ROOT: of real images
     python -m benchmarks.data --report benchmarks/results/data_*.json   # the tables again
 
-Start: annotations of RefCOCO's size are made up, loaded, indexed and tokenised (train and val),
-with nothing kept from an earlier run and with it. Memory: of a main process and its workers, by
-proportional set size. Samples: each step apart and the whole, ours and the release's turn by turn
-on one thread, in seconds of processor time, which a busy machine stretches less than those of the
-clock; their pictures and masks must be equal to the bit.
+Start: made-up annotations of RefCOCO's size are loaded, indexed and tokenised (train and val).
+Memory: of a main process and its workers, by proportional set size. Samples: each step and the
+whole, ours and the release's in turn on one thread, in seconds of processor time, which other
+programs change less than the clock's; images and masks are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -41,10 +39,9 @@ from benchmarks import refcoco_size
 from benchmarks.pages import markdown
 from benchmarks.speed import machine, slug
 from bert.tokenizer import load_tokenizer
-from data.cache import ArrayCache
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import collate, draw_expressions
-from data.transforms import MEAN, STD, normalize
+from data.transforms import MEAN, STD, as_tensor, normalize, resize_image
 from lib.errors import InputError
 from refer.refer import REFER
 
@@ -63,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--split", default="train")
     p.add_argument("--bert_tokenizer", help="hub name or folder")
     p.add_argument("--img_size", type=int, default=480)
-    p.add_argument("--batch-size", type=int, default=8)
+    p.add_argument("--batch_size", type=int, default=8)
     p.add_argument("--batches", type=int, default=20, help="of a round")
     p.add_argument("--rounds", type=int, default=3, help="of starting and of loading")
     p.add_argument("--workers", type=int, default=WORKERS)
@@ -71,7 +68,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--output", help="JSON file, by default results/data_<machine>.json")
     p.add_argument("--report", nargs="+", help="only print the tables of these files")
     p.add_argument("--part", choices=["start", "arrays", "dicts"], help=argparse.SUPPRESS)
-    p.add_argument("--data_cache", help=argparse.SUPPRESS)
     return p.parse_args(argv)
 
 
@@ -81,9 +77,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def start(args: argparse.Namespace) -> dict[str, Any]:
     """Load, index and tokenise; imports and the tokenizer's own loading are not counted."""
     tokenizer = load_tokenizer(args.bert_tokenizer)
-    cache = ArrayCache(args.data_cache) if args.data_cache else None
     wall, cpu = time.perf_counter(), time.process_time()
-    refer = REFER(args.refer_data_root, args.dataset, args.splitBy, cache=cache)
+    refer = REFER(args.refer_data_root, args.dataset, args.splitBy)
     loaded = time.perf_counter(), time.process_time()
     for split in ("train", "val"):
         ReferDataset(refer, split, tokenizer, args.img_size)
@@ -95,10 +90,10 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class WithoutPictures(ReferDataset):
-    """All of a sample but its picture."""
+class WithoutImages(ReferDataset):
+    """Samples with a grey image."""
 
-    def picture(self, index: int) -> Image.Image:
+    def original_image(self, index: int) -> Image.Image:
         """A grey one."""
         return Image.new("RGB", (8, 8))
 
@@ -127,11 +122,10 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     """Proportional memory of this process and its workers, before and after a pass."""
     tokenizer = load_tokenizer(args.bert_tokenizer)
     alone = proportional_memory(os.getpid())
-    cache = ArrayCache(args.data_cache) if args.data_cache else None
-    refer = REFER(args.refer_data_root, args.dataset, args.splitBy, cache=cache)
+    refer = REFER(args.refer_data_root, args.dataset, args.splitBy)
     data: Dataset[Any]
     if args.part == "arrays":
-        data = WithoutPictures(refer, "train", tokenizer, 32)
+        data = WithoutImages(refer, "train", tokenizer, 32)
     else:
         data = AsRecords(refer, "train", tokenizer)
     order = np.random.default_rng(0).permutation(len(data))[: args.reads].tolist()  # type: ignore[arg-type]
@@ -163,12 +157,11 @@ def proportional_memory(pid: int) -> float:
     return int(found[1]) * KB / 1e6
 
 
-def in_own_process(args: argparse.Namespace, part: str, root: Path, cache: Path | None) -> Any:
+def in_own_process(args: argparse.Namespace, part: str, root: Path) -> Any:
     """A part's result, from a process that has done nothing else."""
     command = [sys.executable, "-m", "benchmarks.data", "--part", part]
     command += ["--refer_data_root", str(root), "--bert_tokenizer", args.bert_tokenizer]
     command += ["--workers", str(args.workers), "--reads", str(args.reads)]
-    command += ["--data_cache", str(cache)] if cache else []
     done = subprocess.run(
         command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, check=False
     )
@@ -178,18 +171,12 @@ def in_own_process(args: argparse.Namespace, part: str, root: Path, cache: Path 
 
 
 def measure_start(args: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Seconds of starting: nothing kept, and kept; the fastest of some rounds."""
+    """Seconds of starting; the fastest of some rounds."""
     folder = refcoco_size.write(root)
-    cache = root / "cache"
-    runs: dict[str, list[Any]] = {"cold": [], "warm": []}
-    for _ in utils.progress(range(args.rounds), "start", 0):
-        shutil.rmtree(cache, ignore_errors=True)
-        for name in runs:
-            runs[name].append(in_own_process(args, "start", root, cache))
+    rounds = utils.progress(range(args.rounds), "start", 0)
+    runs = [in_own_process(args, "start", root) for _ in rounds]
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    kept = sum(path.stat().st_size for path in cache.iterdir())
-    best = {name: min(found, key=lambda run: run["wall"]) for name, found in runs.items()}
-    return {"files": sizes, "kept_bytes": kept, **best, "runs": runs}
+    return {"files": sizes, "best": min(runs, key=lambda run: run["wall"]), "runs": runs}
 
 
 # ---- samples ----
@@ -201,16 +188,16 @@ class Release(Dataset[Any]):
     def __init__(self, data: ReferDataset, refer: REFER) -> None:
         self.data = data
         self.refer = refer
-        self.size = [data.preprocess.img_size] * 2
+        self.size = [data.img_size] * 2
         self.records = list(data.records)
 
     def decode(self, i: int) -> Image.Image:
-        """The photo."""
-        with Image.open(self.refer.image_path(self.records[i].image_id)) as picture:
-            return picture.convert("RGB")
+        """The image."""
+        with Image.open(self.refer.image_path(self.records[i].image_id)) as image:
+            return image.convert("RGB")
 
     def draw(self, i: int) -> Image.Image:
-        """The mask at the photo's size, of all polygons at once."""
+        """The mask at the original size, of all polygons at once."""
         ref = self.refer.Refs[self.records[i].ref_id]
         image = self.refer.Imgs[ref["image_id"]]
         polygons = self.refer.refToAnn[ref["ref_id"]]["segmentation"]
@@ -220,18 +207,18 @@ class Release(Dataset[Any]):
         mask[covered == 1] = 1
         return Image.fromarray(mask.astype(np.uint8))
 
-    def resize(self, picture: Image.Image) -> Image.Image:
-        """The picture at the model's size."""
-        return tv.resize(picture, self.size)
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image at the model's size."""
+        return tv.resize(image, self.size)
 
     def resize_mask(self, mask: Image.Image) -> Tensor:
         """The mask at the model's size."""
         small = tv.resize(mask, self.size, InterpolationMode.NEAREST)
         return torch.as_tensor(np.array(small).copy(), dtype=torch.int64)
 
-    def normalise(self, picture: Image.Image) -> Tensor:
-        """The picture as normalised floats."""
-        return tv.normalize(tv.to_tensor(picture), list(MEAN), list(STD))
+    def normalise(self, image: Image.Image) -> Tensor:
+        """The image as normalised floats."""
+        return tv.normalize(tv.to_tensor(image), list(MEAN), list(STD))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         image = self.normalise(self.resize(self.decode(i)))
@@ -309,24 +296,24 @@ def processor_seconds(pid: int) -> float:
 
 def steps(data: ReferDataset, release: Release, samples: list[int]) -> dict[str, Any]:
     """Processor seconds of each step, [ours, the release's]; the fastest of some passes."""
-    pictures = [data.picture(i) for i in samples]
-    small = [release.resize(picture) for picture in pictures]
+    images = [data.original_image(i) for i in samples]
+    small = [release.resize(image) for image in images]
     masks = [release.draw(i) for i in samples]
     batch = default_collate([data.image(i) for i in samples[:8]])
     places = range(len(samples))
     ways: dict[str, list[Callable[[], Any] | None]] = {
         "decode": [
-            lambda: [data.picture(i) for i in samples],
+            lambda: [data.original_image(i) for i in samples],
             lambda: [release.decode(i) for i in samples],
         ],
         "mask": [
-            lambda: [data.draw_target(i) for i in samples],
+            lambda: [data._draw_target(i) for i in samples],
             lambda: [release.resize_mask(release.draw(i)) for i in samples],
         ],
         "of it resizing": [None, lambda: [release.resize_mask(mask) for mask in masks]],
         "resize": [
-            lambda: [data.preprocess.image(picture) for picture in pictures],
-            lambda: [release.resize(picture) for picture in pictures],
+            lambda: [as_tensor(resize_image(image, data.img_size)) for image in images],
+            lambda: [release.resize(image) for image in images],
         ],
         "floats, normalise": [None, lambda: [release.normalise(small[k]) for k in places]],
     }
@@ -352,12 +339,9 @@ def tables(record: dict[str, Any]) -> str:
     """A result file as Markdown."""
     start, samples, memory = record["start"], record["samples"], record["memory"]
     megabytes = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in start["files"].items())
-    head = [f"start ({megabytes})", "seconds", "of the processor", "of it loading"]
-    rows = []
-    for name, title in (("cold", "nothing kept"), ("warm", "kept from an earlier run")):
-        run = start[name]
-        rows.append([title, *(f"{run[k]:.2f}" for k in ("wall", "cpu", "cpu_load"))])
-    parts = [f"{record['machine']['cpu']}, {record['machine']['cpus']} CPUs", markdown(head, rows)]
+    head = [f"start ({megabytes})", "of the processor", "of it loading"]
+    row = [f"{start['best'][k]:.2f} s" for k in ("wall", "cpu", "cpu_load")]
+    parts = [f"{record['machine']['cpu']}, {record['machine']['cpus']} CPUs", markdown(head, [row])]
 
     workers = memory["arrays"]["workers"]
     head = [f"proportional memory, MB, main process + {workers} workers", "main alone"]
@@ -387,8 +371,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         root = Path(folder)
         started = measure_start(args, root)
         used = {
-            "arrays": in_own_process(args, "arrays", root, root / "cache"),
-            "dicts": in_own_process(args, "dicts", root, None),
+            "arrays": in_own_process(args, "arrays", root),
+            "dicts": in_own_process(args, "dicts", root),
         }
     record = {"start": started, "memory": used, "samples": measure_samples(args)}
     host = machine() | {"load": os.getloadavg()[0]}

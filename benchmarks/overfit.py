@@ -1,9 +1,9 @@
-"""Proof that the whole chain learns real photos: overfit the real expressions of a tiny RefCOCO.
+"""Overfit the real expressions of a tiny RefCOCO: the whole chain learns real images.
 
     python -m benchmarks.overfit --refer_data_root ROOT --ck_bert MINILM --bert_tokenizer MINILM
 
-Takes every object that a person described (val, testA and testB of refcoco, val of refcocog),
-trains on all its expressions with train.py's own parts, and prints the mIoU on the same samples.
+Takes every object with expressions by people (val, testA and testB of refcoco, val of refcocog),
+trains on all of them with train.py's own parts, and prints the mIoU on the same samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bert import load_bert, load_tokenizer
 from data.dataset_refer_bert import ReferDataset, Sample
 from data.loaders import ShardedBatches, build_loader
 from lib import runtime
-from lib.evaluation import evaluator
+from lib.evaluation.evaluator import EvalConfig, evaluate
 from lib.evaluation.metrics import summarise
 from lib.losses import LOSSES
 from lib.model import Objective
@@ -36,23 +36,24 @@ PARTS = {("refcoco", "unc"): ("val", "testA", "testB"), ("refcocog", "umd"): ("v
 
 
 class Joined(Dataset[Sample]):
-    """Several data sets as one, with the index of each sample in the whole."""
+    """Several datasets as one."""
 
     def __init__(self, parts: Sequence[ReferDataset]) -> None:
-        self.whole: ConcatDataset[Sample] = ConcatDataset(parts)
+        self.parts = parts
+        self.joined: ConcatDataset[Sample] = ConcatDataset(parts)
         self.objects = sum(len(part.samples_of_ref) for part in parts)
 
     def __len__(self) -> int:
-        return len(self.whole)
+        return len(self.joined)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.whole[index]
+        sample = self.joined[index]
         sample["index"] = index
         return sample
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The benchmark's options."""
+    """The benchmark's flags."""
     p = Parser(prog="benchmarks.overfit", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--refer_data_root", required=True)
     p.add_argument("--ck_bert", required=True, help="hub name or folder")
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--swin_type", default="micro", choices=list(SWIN_SIZES))
     p.add_argument("--img_size", type=int, default=224)
     p.add_argument("--steps", type=int, default=400)
-    p.add_argument("--batch-size", type=int, default=8)
+    p.add_argument("--batch_size", type=int, default=8)
     p.add_argument("--lr", type=float, default=3e-4)
     p.add_argument("--loss", default="dice", choices=list(LOSSES))
     p.add_argument("--amp", default="auto", choices=runtime.AMP)
@@ -121,10 +122,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 utils.log.info("step %d  loss %.4f", step, torch.stack(losses[-50:]).mean())
             if step == args.steps:
                 break
-    everything = list(range(len(data)))
-    loader = build_loader(data, ShardedBatches(everything, args.batch_size))
-    counts = evaluator.evaluate(model, loader, len(data), info.device, args.amp)
-    metrics = summarise(*counts.of(everything))
+    config = EvalConfig(args.batch_size, amp=args.amp)
+    counts = [evaluate(model, p, list(range(len(p))), config, info) for p in data.parts]
+    metrics = summarise(*map(np.concatenate, zip(*counts, strict=True)))
     utils.log.info(
         "%d objects, %d expressions, %d steps, %.0f s: train mIoU %.2f, oIoU %.2f (target %.0f)",
         *(data.objects, len(data), step, time.perf_counter() - began),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from transformers import BertConfig, BertModel
 from transformers.utils import ModelOutput
 
 from bert import hub
-from lib.checkpoint.vetting import vet
 from lib.errors import InputError
 
 # What is added to the attention logits of a padded word: no weight is left, and it is a number in
@@ -118,8 +115,6 @@ def load_bert(source: str | PathLike[str]) -> BertModel:
     """
     name, offline = hub.locate(source, WEIGHTS, "BERT")
     config = load_config(name)
-    if os.path.isfile(pickled := Path(name) / "pytorch_model.bin"):
-        vet(pickled)
     # It would report the pooler, which is left out on purpose, in a dozen lines.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

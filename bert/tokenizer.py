@@ -93,11 +93,6 @@ def encode_compact(
     return ids, lengths
 
 
-def fingerprint(tokenizer: Tokenizer) -> bytes:
-    """All that a tokenizer's ids depend on: its vocabulary, its rules, its code's version."""
-    return f"{tokenizers.__version__} {_core(tokenizer).to_str()}".encode()
-
-
 def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     core = _core(tokenizer)
     # Older versions have no way but the one that also says where each token was found.

@@ -15,28 +15,25 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bert.tokenizer import Tokenizer, encode_compact, fingerprint
-from data.cache import ArrayCache, digest
-from data.transforms import Preprocess, as_tensor, nearest
+from bert.tokenizer import Tokenizer, encode_compact
+from data.transforms import as_tensor, nearest, resize_image
 from lib.errors import InputError
 from refer.arrays import Ints, Texts, offsets
 from refer.masks import draw_components, draw_samples, run_lengths
 from refer.refer import REFER, in_split
 
-FEW = 2000  # texts, that are tokenised as fast as they are looked up
-
 
 class Sample(TypedDict, total=False):
-    """A text about an object, or all its texts; a loader stacks samples along a batch axis B."""
+    """An expression, or all expressions of a reference; a loader stacks samples along B."""
 
-    image: Tensor  # (3, S, S) uint8, the channels side by side in memory
+    image: Tensor  # (3, S, S) uint8, channels last in memory
     target: Tensor  # (S, S) uint8 in {0, 1}
-    input_ids: Tensor  # (N_l,) int64; of averaged expressions (K, N_l)
+    input_ids: Tensor  # (N_l,) int64; (K, N_l) with eval_mode 'mean'
     attention_mask: Tensor  # of the same shape, 1 = real token
-    index: int  # of the sample in the data set
-    expressions: int  # averaged expressions only: how many of the K rows are used
-    truth: str  # with photo_masks only: the mask at the photo's size, COCO's run lengths
-    height: int  # likewise: of the photo, pixels
+    index: int  # of the sample in the dataset
+    expressions: int  # eval_mode 'mean' only: how many of the K rows are used
+    original_mask: str  # original_masks only: the mask at original size, COCO's run lengths
+    height: int  # likewise: of the image, pixels
     width: int
 
 
@@ -45,20 +42,20 @@ class Record:
     """What a sample is about, for reports."""
 
     ref_id: int
-    ann_id: int
+    ann_ids: tuple[int, ...]
     image_id: int
     sent_ids: tuple[int, ...]
-    sentences: tuple[str, ...]  # that are fed: several where their predictions are averaged
+    expressions: tuple[str, ...]  # the model's input; several with eval_mode 'mean'
     file_name: str
 
     @property
-    def sentence(self) -> str:
-        """What is fed, as one text."""
-        return " | ".join(self.sentences)
+    def expression(self) -> str:
+        """The expressions as one string."""
+        return " | ".join(self.expressions)
 
 
 class Spans(Sequence[range]):
-    """Ranges, one behind the other.
+    """Consecutive ranges.
 
     Args:
         ends: (N + 1,) int64; range i is from ends[i] to ends[i + 1].
@@ -82,7 +79,7 @@ class Spans(Sequence[range]):
 
 
 class Records(Sequence[Record]):
-    """What each sample of a data set is about, made when it is asked for."""
+    """The records of a dataset's samples, made on access."""
 
     def __init__(self, dataset: ReferDataset) -> None:
         self.dataset = dataset
@@ -101,28 +98,27 @@ class Records(Sequence[Record]):
 
 
 class ReferDataset(Dataset[Sample]):
-    """Every sentence of every object of a split, in the order of the references.
+    """Every expression of every reference of a split, in the order of the references.
 
-    A sample depends on its index alone: which of an object's sentences is trained on is the
-    sampler's business, so neither worker counts nor resuming can change a draw.
+    A sample depends on its index alone; the sampler draws one expression per reference.
 
     Args:
         refer: the references.
         split: train, val, test, testA, testB, testC.
         tokenizer: from `bert.load_tokenizer`.
-        img_size: side of the square pictures and masks, pixels.
+        img_size: side S of the square images and masks, pixels.
         max_tokens: N_l.
-        union_masks: whether pixels covered by several components of an object belong to it.
+        union_masks: whether pixels that several components of an annotation cover belong to it.
             The published numbers count them as background.
-        eval_mode: 'each' sentence is a sample; or each object is one, its sentences joined by
-            spaces ('cat') or side by side, for their predictions to be averaged ('mean').
-        text: 'raw', which the release feeds, or 'sent', lower-cased and cleaned.
-        photo_masks: whether samples have their mask at the photo's own size too.
+        eval_mode: 'each' expression is a sample; or each reference is one, its expressions joined
+            by spaces ('cat'), or side by side, for averaged predictions ('mean').
+        text: 'raw' as published, or 'sent', lower-cased and cleaned.
+        original_masks: add the mask at the image's original size to each sample.
 
     Attributes:
-        records: what each sample is about.
-        samples_of_ref: sample indices of each reference; one without sentences is left out.
-        expressions: number of sentences of the split.
+        records: of the samples.
+        samples_of_ref: sample indices of each reference; those without expressions are left out.
+        expression_count: number of expressions of the split.
 
     Raises:
         InputError: the split does not exist.
@@ -139,38 +135,38 @@ class ReferDataset(Dataset[Sample]):
         union_masks: bool = False,
         eval_mode: str = "each",
         text: str = "raw",
-        photo_masks: bool = False,
+        original_masks: bool = False,
     ) -> None:
         self.refer = refer
         self.split = split
-        self.preprocess = Preprocess(img_size)
+        self.img_size = img_size
         self.union_masks = union_masks
         self.eval_mode = eval_mode
-        self.photo_masks = photo_masks
-        self.tables = tables = refer.tables
-        self.texts = tables.sent if text == "sent" else tables.raw
+        self.original_masks = original_masks
+        self.arrays = arrays = refer.arrays
+        self.texts = arrays.sent if text == "sent" else arrays.raw
         self.records = Records(self)
         refs = _rows_of_split(refer, split)
-        counts = tables.sentence[refs + 1] - tables.sentence[refs]
+        counts = arrays.sentence[refs + 1] - arrays.sentence[refs]
         refs, counts = refs[counts > 0], counts[counts > 0]
-        self.expressions = int(counts.sum())
+        self.expression_count = int(counts.sum())
         per_ref = counts if eval_mode == "each" else np.ones_like(counts)
         self.samples_of_ref = Spans(offsets(per_ref))
-        self._ref = refs.repeat(per_ref)  # of each sample, its row
-        said = tables.sentence[refs].repeat(counts) + _places(counts)  # rows of all sentences
-        self._said = Spans(offsets(np.ones_like(said) if eval_mode == "each" else counts))
-        self._sentence = said
-        fed = self.texts.take(said)
+        self._ref = refs.repeat(per_ref)  # the reference row of each sample
+        # The expression rows of all samples, and which of them each sample has.
+        self._rows = arrays.sentence[refs].repeat(counts) + _count_up(counts)
+        self._spans = Spans(offsets(np.ones_like(self._rows) if eval_mode == "each" else counts))
+        inputs = self.texts.take(self._rows)
         if eval_mode == "cat":
-            fed = Texts.pack(text for i in range(len(self)) for text in self._fed(i))
+            inputs = Texts.pack(text for i in range(len(self)) for text in self._expressions(i))
         # Rows of `input_ids` of each sample.
-        self._rows = self._said if eval_mode == "mean" else Spans(np.arange(len(self) + 1))
-        self.input_ids, self._tokens = _encode(tokenizer, fed, max_tokens, refer.cache)
+        self._inputs = self._spans if eval_mode == "mean" else Spans(np.arange(len(self) + 1))
+        self.input_ids, self._tokens = encode_compact(tokenizer, list(inputs), max_tokens)
         self._most = int(counts.max(initial=0))
-        self._image_ids = tables.image_id[self._ref]
+        self._image_ids = arrays.image_id[self._ref]
         self._by_image = np.argsort(self._image_ids, kind="stable")
-        # Samples of one picture follow one another in evaluation: it is decoded once.
-        self._last_picture: tuple[int, Image.Image] | None = None
+        # Evaluation takes the samples of an image one after the other: it is decoded once.
+        self._last_image: tuple[int, Image.Image] | None = None
         self._last_target: tuple[int, Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -183,16 +179,16 @@ class ReferDataset(Dataset[Sample]):
         index = range(len(self))[index]
         image, target = self.image(index), self.target(index)
         sample: Sample = {"image": image, "target": target, **self.text(index), "index": index}
-        if self.photo_masks:
+        if self.original_masks:
             mask = self.mask(index)
-            height, width = mask.shape
-            sample |= {"truth": run_lengths(mask)["counts"], "height": height, "width": width}
+            sample["original_mask"] = run_lengths(mask)["counts"]
+            sample["height"], sample["width"] = mask.shape
         return sample
 
     def text(self, index: int) -> Sample:
-        """The part of a sample that holds what is said about its object."""
-        rows = self._rows[index]
-        # Equally many rows in all samples, so that they stack; the rest is not used.
+        """The tokens of a sample."""
+        rows = self._inputs[index]
+        # Equally many rows in all samples, so that they stack; the others are zeros.
         height = self._most if self.eval_mode == "mean" else 1
         ids = np.zeros((height, self.input_ids.shape[1]), np.int64)
         mask = np.zeros_like(ids)
@@ -211,80 +207,98 @@ class ReferDataset(Dataset[Sample]):
         }
 
     def record(self, index: int) -> Record:
-        """What a sample is about."""
-        tables, row = self.tables, self._ref[index]
+        """The record of a sample."""
+        arrays, row = self.arrays, self._ref[index]
         return Record(
-            int(tables.ref_id[row]),
-            int(tables.ann_id[row]),
-            int(tables.image_id[row]),
-            tuple(tables.sent_id[self._said_rows(index)].tolist()),
-            tuple(self._fed(index)),
-            tables.file_name[int(tables.image[row])],
+            int(arrays.ref_id[row]),
+            tuple(self._ann_ids(row)),
+            int(arrays.image_id[row]),
+            tuple(arrays.sent_id[self._expression_rows(index)].tolist()),
+            tuple(self._expressions(index)),
+            arrays.file_name[int(arrays.image[row])],
         )
 
-    def _said_rows(self, index: int) -> Ints:
-        said = self._said[index]
-        return self._sentence[said.start : said.stop]
+    def _ann_ids(self, row: int) -> list[int]:
+        """The annotations of a reference."""
+        arrays = self.arrays
+        return arrays.ann_id[arrays.annotation[row] : arrays.annotation[row + 1]].tolist()
 
-    def _fed(self, index: int) -> list[str]:
-        """What is fed of a sample, in words."""
-        texts = [self.texts[i] for i in self._said_rows(index).tolist()]
+    def _expression_rows(self, index: int) -> Ints:
+        span = self._spans[index]
+        return self._rows[span.start : span.stop]
+
+    def _expressions(self, index: int) -> list[str]:
+        """The model's input of a sample, in words."""
+        texts = [self.texts[i] for i in self._expression_rows(index).tolist()]
         return [" ".join(texts)] if self.eval_mode == "cat" else texts
 
-    def picture(self, index: int) -> Image.Image:
-        """The sample's picture at its own size, RGB.
+    def original_image(self, index: int) -> Image.Image:
+        """The sample's image at its original size, RGB.
 
         Raises:
             InputError: missing or damaged.
         """
-        return self.refer.open_image(int(self.tables.image_id[self._ref[index]]))
+        return self.refer.open_image(int(self._image_ids[index]))
 
     def image(self, index: int) -> Tensor:
-        """The sample's picture as the model takes it, (3, S, S) uint8."""
-        key = int(self.tables.image[self._ref[index]])
-        if self._last_picture is None or self._last_picture[0] != key:
-            self._last_picture = (key, self.preprocess.square(self.picture(index)))
-        return as_tensor(self._last_picture[1])
+        """The sample's image as the model's input, (3, S, S) uint8."""
+        key = int(self._image_ids[index])
+        if self._last_image is None or self._last_image[0] != key:
+            self._last_image = (key, resize_image(self.original_image(index), self.img_size))
+        return as_tensor(self._last_image[1])
 
     def target(self, index: int) -> Tensor:
-        """The sample's object, (S, S) uint8 in {0, 1}: `mask` resized by nearest neighbour."""
+        """The sample's ground truth, (S, S) uint8 in {0, 1}: `mask` resized, nearest neighbour."""
         key = int(self._ref[index])
         if self._last_target is None or self._last_target[0] != key:
-            self._last_target = (key, self.draw_target(index))
+            self._last_target = (key, self._draw_target(index))
         return self._last_target[1].clone()
 
-    def draw_target(self, index: int) -> Tensor:
-        """`target`, drawn anew."""
-        segmentation, height, width, where = self._outline(index)
-        size = self.preprocess.img_size
-        covered = draw_samples(segmentation, nearest(height, size), nearest(width, size), where)
-        return torch.from_numpy(self._belongs(covered).view(np.uint8))
+    def _draw_target(self, index: int) -> Tensor:
+        size = self.img_size
+        height, width = self._original_size(index)
+        samples = nearest(height, size), nearest(width, size)
+        target = np.zeros((size, size), bool)
+        for segmentation, where in self._segmentations(index):
+            target |= self._inside(draw_samples(segmentation, *samples, where))
+        return torch.from_numpy(target.view(np.uint8))
 
     def mask(self, index: int) -> npt.NDArray[np.bool_]:
-        """(H, W) bool, the sample's object at the annotated size.
+        """The ground truth at the image's original size: the union of the reference's annotations.
+
+        Returns:
+            (H, W) bool, empty for a reference without annotations.
 
         Raises:
-            InputError: the annotation has no polygons, or damaged ones.
+            InputError: an annotation has no polygons, or damaged ones.
         """
-        return self._belongs(draw_components(*self._outline(index)))
+        size = self._original_size(index)
+        mask = np.zeros(size, bool)
+        for segmentation, where in self._segmentations(index):
+            mask |= self._inside(draw_components(segmentation, *size, where))
+        return mask
 
-    def _belongs(self, covered: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        return covered > 0 if self.union_masks else covered == 1
+    def _inside(self, components: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        return components > 0 if self.union_masks else components == 1
 
-    def _outline(self, index: int) -> tuple[Any, int, int, str]:
-        tables, row = self.tables, int(self._ref[index])
-        image = tables.image[row]
-        where = f"{self.refer!r}: annotation {tables.ann_id[row]} of reference {tables.ref_id[row]}"
-        size = int(tables.height[image]), int(tables.width[image])
-        return tables.segmentation(row), *size, where
+    def _original_size(self, index: int) -> tuple[int, int]:
+        image = self.arrays.image[self._ref[index]]
+        return int(self.arrays.height[image]), int(self.arrays.width[image])
+
+    def _segmentations(self, index: int) -> Iterable[tuple[Any, str]]:
+        """Each annotation's segmentation, and its name for error messages."""
+        arrays, row = self.arrays, int(self._ref[index])
+        for i in range(int(arrays.annotation[row]), int(arrays.annotation[row + 1])):
+            name = f"annotation {arrays.ann_id[i]} of reference {arrays.ref_id[row]}"
+            yield arrays.segmentation(i), f"{self.refer!r}: {name}"
 
     def name_samples(self, indices: Iterable[int]) -> list[str]:
-        """Samples in words, for messages: reference, picture and sentence."""
+        """Samples in words, for messages: reference, image and expression."""
         chosen = [self.records[i] for i in indices]
-        return [f"ref {r.ref_id} ({r.file_name}) {r.sentence[:60]!r}" for r in chosen]
+        return [f"ref {r.ref_id} ({r.file_name}) {r.expression[:60]!r}" for r in chosen]
 
-    def by_picture(self, indices: Iterable[int]) -> list[int]:
-        """Samples about the same picture side by side, otherwise in their order."""
+    def group_by_image(self, indices: Iterable[int]) -> list[int]:
+        """The samples ordered so that those of an image follow one another."""
         indices = list(indices)
         images = self._image_ids[indices].tolist()
         first = {image: place for place, image in enumerate(dict.fromkeys(images))}
@@ -292,10 +306,10 @@ class ReferDataset(Dataset[Sample]):
         return [indices[k] for k in order]
 
     def check_images(self) -> None:
-        """Look for every picture of the split, without opening any.
+        """Check that every image of the split exists, without opening any.
 
         Raises:
-            InputError: some are missing; says how many and where the first was looked for.
+            InputError: some are missing; says how many, and names the first.
         """
         images = dict.fromkeys(self._image_ids.tolist())  # each once, in order
         paths = [self.refer.image_path(image_id) for image_id in images]
@@ -307,7 +321,7 @@ class ReferDataset(Dataset[Sample]):
             )
 
     def kinds(self) -> dict[int, str]:
-        """Kind of expression by sent_id, from the data set's `kinds.json`; {} without one.
+        """Kind of expression by sent_id, from the dataset's `kinds.json`; {} without the file.
 
         Raises:
             InputError: the file is not an object of strings.
@@ -322,60 +336,66 @@ class ReferDataset(Dataset[Sample]):
             raise InputError(f"{path}: not an object {{sent_id: kind}} ({error})") from None
 
     def sample_kinds(self) -> list[str | None]:
-        """Kind of each sample: 'mixed' where its sentences differ in it, None where unknown."""
+        """Kind of each sample: 'mixed' if its expressions differ in it, None if unknown."""
         kinds = self.kinds()
-        other = "unknown" if kinds else None
-        of_sample = [{kinds.get(i, other) for i in record.sent_ids} for record in self.records]
-        return [found.pop() if len(found) == 1 else "mixed" for found in of_sample]
+        if not kinds:
+            return [None] * len(self)
+        per_sample = [{kinds.get(i, "unknown") for i in record.sent_ids} for record in self.records]
+        return [names.pop() if len(names) == 1 else "mixed" for names in per_sample]
 
     def describe(self, index: int) -> dict[str, Any]:
-        """What a file of predictions says of a sample, apart from what was predicted."""
+        """The part of a line of a predictions file that describes the sample."""
         record = self.records[index]
-        tables, row = self.tables, self._ref[index]
-        image, category = tables.image[row], tables.category_id[row]
-        names = [tables.cat_name[i] for i in np.flatnonzero(tables.cat_id == category).tolist()]
+        arrays, row = self.arrays, self._ref[index]
+        category = arrays.category_id[row]
+        names = [arrays.cat_name[i] for i in np.flatnonzero(arrays.cat_id == category).tolist()]
+        height, width = self._original_size(index)
         return {
             "split": self.split,
             "ref_id": record.ref_id,
-            "ann_id": record.ann_id,
+            "ann_ids": list(record.ann_ids),
             "image_id": record.image_id,
             "category_id": int(category),
             "sent_ids": list(record.sent_ids),
-            "sentence": record.sentence,
+            "sentence": record.expression,
             "category": names[0] if names else "",
             "file_name": record.file_name,
-            "height": int(tables.height[image]),
-            "width": int(tables.width[image]),
-            "same_category": int(tables.same_category[row]),
+            "height": height,
+            "width": width,
+            "same_category": int(arrays.same_category[row]),
         }
 
     def other_object(self, index: int) -> int | None:
-        """A sample about another object of the same picture, always the same one.
+        """A sample about other objects of the same image, always the same one.
 
         Args:
             index: of a sample.
 
         Returns:
-            Index of the other sample; None where the split refers to no other object there.
+            Index of a sample that shares no annotation with it; None if the image has none.
         """
-        images, row = self._image_ids, self._ref[index]
-        image = self.tables.image_id[row]
-        ends = np.searchsorted(images, [image, image + 1], sorter=self._by_image)
-        there = self._by_image[ends[0] : ends[1]]
-        others = there[self.tables.ann_id[self._ref[there]] != self.tables.ann_id[row]]
-        return int(others[index % len(others)]) if len(others) else None
+        image = self._image_ids[index]
+        ends = np.searchsorted(self._image_ids, [image, image + 1], sorter=self._by_image)
+        row = self._ref[index]
+        mine = set(self._ann_ids(row))
+        others = [
+            i
+            for i in self._by_image[ends[0] : ends[1]].tolist()
+            if self._ref[i] != row and mine.isdisjoint(self._ann_ids(self._ref[i]))
+        ]
+        return others[index % len(others)] if others else None
 
 
-class OtherObjectSentences(Dataset[Sample]):
-    """The control: each picture and mask with the sentence of another object in the picture.
+class OtherObjectExpressions(Dataset[Sample]):
+    """The control: each image and mask with the expression of another object in the image.
 
-    A network that uses the sentence must do badly here.
+    A network that uses the expression must fail here.
 
     Args:
-        dataset: where pictures, masks and sentences come from.
+        dataset: of images, masks and expressions.
 
     Attributes:
-        indices: the samples of `dataset` that have such a sentence; others cannot be taken.
+        indices: the samples of `dataset` that have such an expression; others cannot be taken.
     """
 
     def __init__(self, dataset: ReferDataset) -> None:
@@ -387,9 +407,9 @@ class OtherObjectSentences(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def by_picture(self, indices: Iterable[int]) -> list[int]:
-        """As :meth:`ReferDataset.by_picture`."""
-        return self.dataset.by_picture(indices)
+    def group_by_image(self, indices: Iterable[int]) -> list[int]:
+        """As :meth:`ReferDataset.group_by_image`."""
+        return self.dataset.group_by_image(indices)
 
     def __getitem__(self, index: int) -> Sample:
         return {**self.dataset[index], **self.dataset.text(self._other[index])}
@@ -401,7 +421,7 @@ def _rows_of_split(refer: REFER, split: str) -> Ints:
     Raises:
         InputError: there are none.
     """
-    labels = np.array(list(refer.tables.split))
+    labels = np.array(list(refer.arrays.split))
     wanted = [label for label in np.unique(labels) if in_split(str(label), split)]
     rows = np.flatnonzero(np.isin(labels, wanted))
     if not len(rows):
@@ -409,22 +429,7 @@ def _rows_of_split(refer: REFER, split: str) -> Ints:
     return rows
 
 
-def _places(counts: Ints) -> Ints:
+def _count_up(counts: Ints) -> Ints:
     """0, 1, ... counts[0] - 1, 0, 1, ... counts[1] - 1, ..."""
     ends = offsets(counts)
     return np.arange(ends[-1]) - ends[:-1].repeat(counts)
-
-
-def _encode(
-    tokenizer: Tokenizer, texts: Texts, max_tokens: int, cache: ArrayCache | None
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """`encode_compact`, kept between runs."""
-    known = fingerprint(tokenizer) if cache is not None and len(texts) > FEW else None
-    if cache is None or known is None:
-        return encode_compact(tokenizer, list(texts), max_tokens)
-    key = digest(texts.letters, texts.ends, known, b"%d" % max_tokens)
-    kept = cache.get("tokens", key)
-    if kept is None:
-        ids, tokens = encode_compact(tokenizer, list(texts), max_tokens)
-        kept = cache.put("tokens", key, {"ids": ids, "tokens": tokens})
-    return kept["ids"], kept["tokens"]

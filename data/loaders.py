@@ -145,34 +145,11 @@ def one_expression_per_object(
     return draw_expressions(samples_of_ref, [seed, epoch, 1], shuffle=False)
 
 
-def share_pictures(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples, but one behind the other about the same picture have it once.
-
-    Args:
-        samples: as a data set gives them.
-
-    Returns:
-        A batch with ``image`` (U, 3, S, S) of U <= B pictures, and ``of_picture`` (B,) int64, which
-        of them each sample is about.
-    """
-    pictures: list[Tensor] = []
-    of_picture = []
-    for sample in samples:
-        if not pictures or not torch.equal(pictures[-1], sample["image"]):
-            pictures.append(sample["image"])
-        of_picture.append(len(pictures) - 1)
-    rest = [{k: v for k, v in sample.items() if k != "image"} for sample in samples]
-    shared = collate([{"image": picture} for picture in pictures])
-    return {**default_collate(rest), **shared, "of_picture": torch.tensor(of_picture)}
-
-
 def build_loader(
     dataset: Dataset[Any],
     batch_sampler: Sampler[list[int]],
     workers: int = 0,
     pin_memory: bool = False,
-    *,
-    sharing: bool = False,
 ) -> DataLoader[Any]:
     """A loader of the sampler's batches: dicts of stacked tensors.
 
@@ -181,7 +158,6 @@ def build_loader(
         batch_sampler: yields lists of sample indices.
         workers: processes that read and decode; 0 does it in this one.
         pin_memory: page-locked batches, for faster copies to a GPU.
-        sharing: whether batches are made by :func:`share_pictures`.
 
     Returns:
         The loader. Workers stay from epoch to epoch.
@@ -192,7 +168,7 @@ def build_loader(
         num_workers=workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        collate_fn=share_pictures if sharing else collate,
+        collate_fn=collate,
         worker_init_fn=_leave_signals_to_the_main_process,
         # Starting an epoch draws a seed for the workers. Without a generator of its own the
         # loader would draw it from the model's, and shift the dropout of a resumed run.

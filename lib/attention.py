@@ -1,4 +1,4 @@
-"""Which words each pixel listens to: the attention weights of the fusion, and their figure."""
+"""Attention of each pixel to each word, in the fusion modules, and its figure."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from lib.visualize import FAINT, INK, PAPER, Color, font, wrap
 
 Map = npt.NDArray[np.float32]
 
-# From no weight to the figure's largest; brightness grows all the way, so that it also reads in
-# grey and to the colour-blind.
+# From weight 0 to the figure's largest; brightness grows with the weight.
 SCALE: tuple[Color, ...] = (
     (12, 8, 46),
     (74, 18, 108),
@@ -32,14 +31,14 @@ SCALE: tuple[Color, ...] = (
     (252, 212, 88),
     (255, 252, 214),
 )
-OPACITY = 0.72  # of the colours over the grey photo
-GREYS = (80, 180)  # of that photo: an object's own darkness must not look like a weight
+OPACITY = 0.72  # of the colours over the grey image
+GREYS = (80, 180)  # range of the grey image, so that dark objects do not look like weights
 MAX_WIDTH = 5600  # of a figure, pixels
-MIN_SIDE = 120  # of a photo in it, so that labels can be read
+MIN_SIDE = 120  # of an image in it, so that labels are legible
 
 
 def fusions(model: Segmenter) -> list[nn.Module]:
-    """The modules in which the pixels of the four stages gather words.
+    """The fusion modules of the four stages.
 
     Raises:
         InputError: the model has none.
@@ -61,18 +60,18 @@ def word_attention(
 ) -> list[Tensor]:
     """Attention of each pixel over the words, at every stage (LAVT, Eq. 1-2).
 
-    The weights are computed again from what enters the fusion, with its own queries and keys: the
-    model itself runs as it always does.
+    The weights are computed from the inputs of the fusion modules; the forward pass itself is the
+    usual one.
 
     Args:
-        model: LAVT with PWAM, or CrossVLT, of which it is the first fusion of each stage.
+        model: LAVT with PWAM, or CrossVLT (its first fusion of each stage).
         image: (B, 3, H, W), normalised.
         input_ids: (B, N_l).
         attention_mask: (B, N_l), 1 = real token.
 
     Returns:
         Four maps (B, N_l, H_i, W_i), strides 4 to 32: the mean over heads. A pixel's weights sum
-        to 1 over the words (but for ``--pwam_attention sigmoid``); those of padding are 0.
+        to 1 over the words (except with ``--pwam_attention sigmoid``); those of padding are 0.
 
     Raises:
         InputError: see :func:`fusions`.
@@ -102,7 +101,7 @@ def whole_words(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
     """Words and the positions of their pieces.
 
     Args:
-        pieces: BERT's, where '##' begins the continuation of a word. [CLS] and [SEP] stay.
+        pieces: BERT's tokens, where '##' continues a word. [CLS] and [SEP] stay.
     """
     words: list[tuple[str, list[int]]] = []
     for i, piece in enumerate(pieces):
@@ -115,38 +114,38 @@ def whole_words(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
 
 
 def attention_figure(
-    photo: Image.Image,
-    answer: Image.Image,
+    image: Image.Image,
+    prediction: Image.Image,
     pieces: Sequence[str],
     maps: Sequence[Map],
-    sentence: str,
+    expression: str,
 ) -> Image.Image:
-    """A row a stage and a column a word, over the photo in grey; photo and answer at the left.
+    """One row per stage and one column per word, over the image in grey.
 
     Args:
-        photo: RGB.
-        answer: the photo with the mask drawn over it.
-        pieces: N word pieces; those of a word share a column, their weights added.
+        image: RGB.
+        prediction: the image with the mask drawn over it.
+        pieces: N tokens; those of a word share a column, their weights added.
         maps: (N, H_i, W_i) of each stage, of :func:`word_attention`; resized bilinearly.
-        sentence: the figure's title.
+        expression: the figure's title.
 
     Returns:
-        RGB. Each photo in it has the photo's own size, unless the figure would be too wide.
+        RGB. Each map has the image's size, unless the figure would be too wide.
     """
     words = whole_words(pieces)
     grouped = [np.stack([m[at].sum(0) for _, at in words]) for m in maps]
     top = max(float(m.max()) for m in grouped)
-    longest = max(photo.size)
+    longest = max(image.size)
     room = MAX_WIDTH / (len(words) + 3)  # the left panel takes two places, labels and gaps one
     scale = min(max(longest, MIN_SIDE), max(room, MIN_SIDE)) / longest
-    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     low, high = GREYS
-    grey = photo.convert("L").resize(size, Image.Resampling.LANCZOS)
+    grey = image.convert("L").resize(size, Image.Resampling.LANCZOS)
     grey = grey.point([low + (high - low) * v // 255 for v in range(256)])
     tiles = [[_tile(grey, m / (top or 1)) for m in stage] for stage in grouped]
     labels = [f"stage {i}\n{m.shape[1]} x {m.shape[2]}" for i, m in enumerate(maps, 1)]
-    panel = {"photo": photo, "answer": answer}
-    return _Layout(size).draw(panel, [w for w, _ in words], labels, tiles, sentence, top)
+    panel = {"image": image, "prediction": prediction}
+    return _Layout(size).draw(panel, [w for w, _ in words], labels, tiles, expression, top)
 
 
 def colors(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
@@ -157,7 +156,7 @@ def colors(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
 
 
 def _tile(grey: Image.Image, weights: Map) -> Image.Image:
-    """Weights (h, w) in [0, 1] in colour over a grey picture, at its size."""
+    """Weights (h, w) in [0, 1] in colour over a grey image, at its size."""
     resized = Image.fromarray(weights.astype(np.float32)).resize(
         grey.size, Image.Resampling.BILINEAR
     )
@@ -174,10 +173,10 @@ class _Layout:
     def __init__(self, tile: tuple[int, int]) -> None:
         self.text = max(11, round((tile[0] * tile[1]) ** 0.5 / 11))
         self.line = round(1.3 * self.text)
-        # Narrow or low photos have room for their labels around them.
+        # Small images have room for their labels around them.
         self.width, self.height = max(tile[0], 5 * self.text), max(tile[1], 2 * self.line)
         self.gap = max(4, self.text // 2)
-        self.left = 2 * self.width + self.line  # the panel of photo and answer
+        self.left = 2 * self.width + self.line  # the panel of image and prediction
         self.label = 5 * self.text
 
     def column(self, i: int) -> int:
@@ -230,21 +229,21 @@ class _Layout:
         panel: dict[str, Image.Image],
         bottom: int,
     ) -> None:
-        """Photo and answer, one above the other, twice a tile's size where there is room."""
+        """Image and prediction, one above the other, twice a tile's size if there is room."""
         start = self.row(0)
         high = (bottom - start - self.gap) // len(panel) - self.line
-        for i, (name, picture) in enumerate(panel.items()):
-            scale = min(2 * self.width / picture.width, high / picture.height)
-            size = tuple(max(1, round(n * scale)) for n in picture.size)
+        for i, (name, drawing) in enumerate(panel.items()):
+            scale = min(2 * self.width / drawing.width, high / drawing.height)
+            size = tuple(max(1, round(n * scale)) for n in drawing.size)
             y = start + i * (size[1] + self.line + self.gap)
-            shown = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            shown = drawing.convert("RGB").resize(size, Image.Resampling.LANCZOS)
             sheet.paste(shown, (self.gap, y))
             self._text(pen, self.gap, y + size[1] + self.gap // 2, name, ink=FAINT)
 
     def _scale(
         self, sheet: Image.Image, pen: ImageDraw.ImageDraw, y: int, top: float, words: int
     ) -> None:
-        """The colour bar, what its ends mean, and what the figure shows."""
+        """The colour bar with its labels, and a note."""
         x, wide = self.column(0), 2 * self.width
         ramp = np.tile(np.linspace(0, 1, wide), (self.line // 2, 1))
         middle = Image.new("L", (wide, self.line // 2), sum(GREYS) // 2)
@@ -257,7 +256,7 @@ class _Layout:
             at = x + round(wide * even / top)
             pen.line((at, y, at, below), fill=INK, width=max(1, self.text // 8))
             self._text(pen, at, below, f"1/{words}", "ma", FAINT)
-        note = "weight of the word for the pixel, mean of the heads; 1/n: all words alike"
+        note = "weight of the word for the pixel, mean of the heads; 1/n: all words equal"
         room = sheet.width - x - wide - 3 * self.gap
         for i, line in enumerate(wrap(note, self.text, max(room, self.width), 3)):
             self._text(pen, x + wide + 2 * self.gap, y + i * self.line, line, ink=FAINT)

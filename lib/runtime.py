@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -72,14 +74,9 @@ def compile_module(module: nn.Module) -> None:
         InputError: on the CPU, if there is no C++ compiler.
     """
     if all(p.device.type == "cpu" for p in module.parameters()):
-        try:
-            from torch._inductor.cpp_builder import get_cpp_compiler
-
-            get_cpp_compiler()
-        except ImportError:  # moved in another version of torch, which reports it itself
-            pass
-        except RuntimeError as e:
-            raise InputError("--compile needs a C++ compiler on the CPU: install g++") from e
+        compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
+        if not any(map(shutil.which, compilers)):
+            raise InputError("--compile needs a C++ compiler on the CPU: install g++")
     module.compile()
 
 

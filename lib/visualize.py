@@ -1,4 +1,4 @@
-"""Draw masks over photos: overlays, captions, contact sheets. PIL and numpy only."""
+"""Draw masks over images: overlays, captions, contact sheets. PIL and numpy only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Color = tuple[int, int, int]
 Mask = npt.NDArray[np.bool_]
 
 PREDICTION: Color = (233, 0, 128)
-TRUTH: Color = (0, 140, 230)
+GROUND_TRUTH: Color = (0, 140, 230)
 DARK: Color = (0, 0, 0)
 RIM: Color = (255, 255, 255)
 PAPER: Color = (255, 255, 255)
@@ -26,50 +26,49 @@ INK: Color = (25, 25, 30)
 FAINT: Color = (120, 120, 130)
 
 TINT = 0.30  # opacity of the colour inside a mask
-SHADE = 0.30  # of the dark outside it, so that an object of the tint's own colour stands out
+SHADE = 0.30  # opacity of black outside it
 MAX_CAPTION_LINES = 6
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def overlay(
-    photo: Image.Image,
+    image: Image.Image,
     mask: npt.NDArray[np.generic],
-    sentence: str | None = None,
+    expression: str | None = None,
     color: Color = PREDICTION,
 ) -> Image.Image:
-    """Tint a mask over a photo, trace its contour and dim the rest; an empty mask draws nothing.
+    """Tint a mask over an image, trace its contour and dim the rest; an empty mask draws nothing.
 
-    The contour is a line of the colour just inside the mask and a white rim just outside, so
-    that it shows on a background of any colour; where the mask meets the photo's edge it runs
-    along the edge.
+    The contour is a coloured line inside the mask and a white rim outside, which is visible on
+    any background. At the image's edge it follows the edge.
 
     Args:
-        photo: any mode; not changed.
-        mask: (H, W) of the photo's height and width, non-zero = object.
-        sentence: written on a band below the photo; None for no band.
+        image: any mode; not changed.
+        mask: (H, W) of the image's height and width, non-zero = object.
+        expression: written on a band below the image; None for no band.
         color: of tint and contour.
 
     Returns:
-        RGB, at the photo's own size (and higher by the band, where there is one).
+        RGB, of the image's size, plus the height of the band.
 
     Raises:
-        ValueError: mask and photo differ in size.
+        ValueError: mask and image differ in size.
     """
     inside = np.asarray(mask) != 0
-    if inside.shape != (photo.height, photo.width):
-        raise ValueError(f"a mask of {inside.shape} for a photo of {(photo.height, photo.width)}")
-    drawn = photo.convert("RGB")
-    if drawn is photo:
-        drawn = photo.copy()
+    if inside.shape != (image.height, image.width):
+        raise ValueError(f"a mask of {inside.shape} for an image of {(image.height, image.width)}")
+    drawn = image.convert("RGB")
+    if drawn is image:
+        drawn = image.copy()
     if inside.any():
-        width = _line_width(photo.size)
+        width = _line_width(image.size)
         rim = max(1, round(0.7 * width))
         top, left, part = _crop(inside, rim + 1)
         _stamp(drawn, ~inside, (0, 0), DARK, SHADE)
         _stamp(drawn, part, (left, top), color, TINT)
         _stamp(drawn, _grow(part, rim) & ~part, (left, top), RIM, 1.0)
         _stamp(drawn, part & ~_shrink(part, width), (left, top), color, 1.0)
-    return drawn if sentence is None else caption(drawn, sentence)
+    return drawn if expression is None else caption(drawn, expression)
 
 
 def _line_width(size: tuple[int, int]) -> int:
@@ -77,7 +76,7 @@ def _line_width(size: tuple[int, int]) -> int:
 
 
 def _crop(mask: Mask, margin: int) -> tuple[int, int, Mask]:
-    """First row, first column and content of the mask's box, grown by ``margin`` in the photo."""
+    """The mask's box (first row, first column, content), grown by ``margin`` inside the image."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = max(0, rows[0] - margin), max(0, columns[0] - margin)
     part = mask[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
@@ -99,28 +98,28 @@ def _grow(mask: Mask, steps: int) -> Mask:
 
 
 def _shrink(mask: Mask, steps: int) -> Mask:
-    """Erode by ``steps`` pixels; outside the picture counts as outside the mask."""
+    """Erode by ``steps`` pixels; outside the image counts as outside the mask."""
     padded = np.pad(mask, 1)
     return ~_grow(~padded, steps)[1:-1, 1:-1]
 
 
 def _stamp(
-    picture: Image.Image, region: Mask, corner: tuple[int, int], color: Color, opacity: float
+    image: Image.Image, region: Mask, corner: tuple[int, int], color: Color, opacity: float
 ) -> None:
     alpha = Image.fromarray(region.astype(np.uint8) * np.uint8(255))
     if opacity == 1.0 and min(region.shape) > 2:
-        alpha = alpha.filter(ImageFilter.GaussianBlur(0.4))  # takes the steps off a line
-    picture.paste(color, corner, alpha.point([round(v * opacity) for v in range(256)]))
+        alpha = alpha.filter(ImageFilter.GaussianBlur(0.4))  # smooths the line
+    image.paste(color, corner, alpha.point([round(v * opacity) for v in range(256)]))
 
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of all pictures, in pixels."""
+    """The font, of a size in pixels."""
     return ImageFont.load_default(size=size)
 
 
 def printable(text: str) -> str:
-    """A text on one line, without what no font and no file can hold (lone surrogates)."""
+    """A text on one line, without lone surrogates, which no font and no file has."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
@@ -131,7 +130,7 @@ def wrap(text: str, size: int, width: float, max_lines: int = MAX_CAPTION_LINES)
         text: any; line breaks in it count as spaces.
         size: of the font, pixels.
         width: of a line, pixels; a word that is longer is broken.
-        max_lines: what goes beyond is cut, and the last line ends in '…'.
+        max_lines: upper limit; the rest is cut, and the last line ends in '…'.
 
     Returns:
         Lines, at least one.
@@ -164,26 +163,24 @@ def _pieces(words: Sequence[str], size: int, width: float) -> Iterator[str]:
         yield word
 
 
-def caption(picture: Image.Image, text: str) -> Image.Image:
-    """Write a text on a white band below a picture.
+def caption(image: Image.Image, text: str) -> Image.Image:
+    """Write a text on a white band below an image.
 
     Args:
-        picture: RGB.
-        text: wrapped to the picture's width.
+        image: RGB.
+        text: wrapped to the image's width.
 
     Returns:
-        A new picture; wider than the given one only if that is too narrow for a few letters.
+        A new image; wider than the given one only if that is too narrow for a few letters.
     """
-    size = max(12, round(min(picture.width, 1.6 * picture.height) / 28))
+    size = max(12, round(min(image.width, 1.6 * image.height) / 28))
     pad = round(0.6 * size)
-    width = max(picture.width, 10 * size)
+    width = max(image.width, 10 * size)
     lines = wrap(text, size, width - 2 * pad)
     step = round(1.3 * size)
-    sheet = Image.new(
-        "RGB", (width, picture.height + step * len(lines) + 2 * pad - size // 3), PAPER
-    )
-    sheet.paste(picture, ((width - picture.width) // 2, 0))
-    _write(sheet, lines, (pad, picture.height + pad - size // 8), size, INK)
+    sheet = Image.new("RGB", (width, image.height + step * len(lines) + 2 * pad - size // 3), PAPER)
+    sheet.paste(image, ((width - image.width) // 2, 0))
+    _write(sheet, lines, (pad, image.height + pad - size // 8), size, INK)
     return sheet
 
 
@@ -197,9 +194,9 @@ def _write(
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture of a contact sheet and what is written below it."""
+    """An image of a contact sheet and the text below it."""
 
-    picture: Image.Image
+    image: Image.Image
     text: str = ""
 
 
@@ -209,12 +206,12 @@ def contact_sheet(
     side: int = 220,
     footer: str = "",
 ) -> Image.Image:
-    """Lay pictures out in a grid, each with its text below.
+    """Lay images out in a grid, each with its text below.
 
     Args:
-        rows: tiles by row; None leaves a place empty.
+        rows: tiles by row; None is an empty place.
         header: titles of the columns.
-        side: a picture is scaled, keeping its shape, to fit into this square, pixels.
+        side: of the square that each image is scaled to fit into, pixels.
         footer: a note below all.
 
     Returns:
@@ -225,7 +222,7 @@ def contact_sheet(
     """
     columns = max((len(row) for row in rows), default=0)
     if not any(tile for row in rows for tile in row):
-        raise ValueError("a contact sheet needs at least one picture")
+        raise ValueError("a contact sheet needs at least one image")
     gap, size = max(6, side // 16), max(12, side // 14)
     width = gap + columns * (side + gap)
     strips = [_strip(row, side, gap, size, width) for row in rows]
@@ -252,31 +249,31 @@ def _header(titles: Sequence[str], side: int, gap: int, size: int, width: int) -
 
 
 def _strip(row: Sequence[Tile | None], side: int, gap: int, size: int, width: int) -> Image.Image:
-    """One row of a contact sheet; as high as its highest picture and longest text need."""
-    fitted = [_fit(tile.picture, side) if tile else None for tile in row]
+    """One row of a contact sheet; as high as its highest image and longest text."""
+    fitted = [_fit(tile.image, side) if tile else None for tile in row]
     texts = [wrap(tile.text, size, side, 3) if tile and tile.text else [] for tile in row]
-    high = max((picture.height for picture in fitted if picture), default=0)
+    high = max((image.height for image in fitted if image), default=0)
     text_high = round(1.3 * size) * max((len(lines) for lines in texts), default=0)
     strip = Image.new("RGB", (width, high + text_high + round(1.6 * gap)), PAPER)
-    for i, (picture, lines) in enumerate(zip(fitted, texts, strict=True)):
+    for i, (image, lines) in enumerate(zip(fitted, texts, strict=True)):
         left = gap + i * (side + gap)
-        if picture:
-            strip.paste(picture, (left + (side - picture.width) // 2, high - picture.height))
+        if image:
+            strip.paste(image, (left + (side - image.width) // 2, high - image.height))
         _write(strip, lines, (left, high + gap // 3), size, INK)
     return strip
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
-    scale = side / max(picture.size)
-    width, height = (max(1, round(n * scale)) for n in picture.size)
-    return picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    width, height = (max(1, round(n * scale)) for n in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 
-def write_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Write a picture whole or not at all, in the format of the file's ending.
+def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write an image atomically, in the format of the file's ending.
 
     Raises:
-        InputError: it cannot be written; what stood there before is untouched.
+        InputError: it cannot be written; an existing file is unchanged.
     """
     path = Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
@@ -284,7 +281,7 @@ def write_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     quality = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, kind, **quality)
+        image.save(partial, kind, **quality)
         os.replace(partial, path)
     except (OSError, ValueError) as e:  # ValueError: more pixels than the format can hold
         reason = getattr(e, "strerror", None) or e
@@ -296,5 +293,5 @@ def write_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-    except OSError:  # its folder is none: nothing was written
+    except OSError:  # not a folder: nothing was written
         return

@@ -1,8 +1,8 @@
-"""The records of a data set as arrays.
+"""The records of a dataset as arrays.
 
-A dict a record is what `REFER` gives its users. Training and evaluation take arrays: a thousandth
-of the objects, so that loader processes share their memory (counting references to an object
-writes to it, and the page is copied), and so that they can be kept on disk and mapped.
+`REFER` gives its users one dict per record. Training and evaluation use arrays instead: they take
+less memory, and loader processes share them. (Reference counting writes to shared objects, and
+every page written to is copied.)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, overload
 
@@ -23,15 +23,13 @@ from lib.errors import InputError
 Ints = npt.NDArray[np.int64]
 Record = Mapping[str, Any]
 
-FORM = 1  # of the arrays; count it up when what they mean changes
-
 
 class Texts(Sequence[str]):
-    """Strings, one after the other in an array.
+    """Strings, concatenated in one array.
 
     Args:
-        letters: (B,) uint8, UTF-8; half surrogate pairs, as broken JSON has them, go through.
-        ends: (N + 1,) int64; text i is from ends[i] to ends[i + 1].
+        letters: (B,) uint8, UTF-8; lone surrogates, as in broken JSON, are kept.
+        ends: (N + 1,) int64; string i is from ends[i] to ends[i + 1].
     """
 
     def __init__(self, letters: npt.NDArray[np.uint8], ends: Ints) -> None:
@@ -40,13 +38,13 @@ class Texts(Sequence[str]):
 
     @classmethod
     def pack(cls, texts: Iterable[str]) -> Texts:
-        """From strings."""
+        """Concatenate strings."""
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         ends = offsets([len(text) for text in encoded])
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
     def take(self, rows: Ints) -> Texts:
-        """The texts of some rows."""
+        """The strings of some rows."""
         begins, lengths = self.ends[rows], self.ends[rows + 1] - self.ends[rows]
         ends = offsets(lengths)
         letters = np.arange(ends[-1]) + (begins - ends[:-1]).repeat(lengths)
@@ -73,27 +71,28 @@ class Texts(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class Tables:
-    """What samples are made of. Row r of the references is reference r of the pickle.
+class Arrays:
+    """A dataset. Row r of the references is reference r of the pickle.
 
     Attributes:
-        ref_id, ann_id, image_id, category_id: (R,) of the references.
+        ref_id, image_id, category_id: (R,) of the references; category -1 is none.
         image: (R,) row of its image.
-        same_category: (R,) how many other annotations of its image have its category.
-        split: of R references, as the pickle has it.
-        sentence: (R + 1,) reference r has the sentences from row [r] to row [r + 1].
-        sent_id, raw, sent: of S sentences.
-        outline: (R + 1,) reference r has the polygons from [r] to [r + 1].
+        same_category: (R,) number of other annotations of its image with its category.
+        split: of R references, as in the pickle.
+        sentence: (R + 1,) reference r has the expressions from row [r] to row [r + 1].
+        sent_id, raw, sent: of S expressions.
+        annotation: (R + 1,) reference r has the annotations from row [r] to row [r + 1].
+        ann_id: of A annotations.
+        outline: (A + 1,) annotation a has the polygons from [a] to [a + 1].
         polygon: (P + 1,) polygon p has the numbers from [p] to [p + 1].
         numbers: (N,) float64, x and y in turn, pixels.
-        other: of R references, the segmentation as JSON where it is no list of polygons, or ''.
+        other: of A annotations, the segmentation as JSON if it is not a list of polygons, or ''.
         height, width, file_name: of I images; pixels.
         image_ids, image_rows: (I,) ids in rising order and the row of each.
         cat_id, cat_name: of C categories.
     """
 
     ref_id: Ints
-    ann_id: Ints
     image_id: Ints
     category_id: Ints
     image: Ints
@@ -103,6 +102,8 @@ class Tables:
     sent_id: Ints
     raw: Texts
     sent: Texts
+    annotation: Ints
+    ann_id: Ints
     outline: Ints
     polygon: Ints
     numbers: npt.NDArray[np.float64]
@@ -122,7 +123,7 @@ class Tables:
         images: Mapping[int, Record],
         annotations: Mapping[int, Record],
         categories: Mapping[int, str],
-    ) -> Tables:
+    ) -> Arrays:
         """From records that have been checked; images and annotations by id.
 
         Raises:
@@ -132,7 +133,7 @@ class Tables:
             return cls(
                 **_references(refs, images, annotations),
                 **_sentences(refs),
-                **_outlines([annotations[ref["ann_id"]].get("segmentation") for ref in refs]),
+                **_annotations(refs, annotations),
                 **_images(images),
                 cat_id=np.array(list(categories), np.int64),
                 cat_name=Texts.pack(categories.values()),
@@ -141,7 +142,7 @@ class Tables:
             raise InputError("a record's id or size has more than 64 bits") from None
 
     def segmentation(self, row: int) -> Any:
-        """Of a reference's annotation, as COCO has it; polygons as arrays."""
+        """COCO's segmentation of an annotation; polygons as arrays."""
         if self.other.ends[row] < self.other.ends[row + 1]:
             return json.loads(self.other[row])
         ends = self.polygon[self.outline[row] : self.outline[row + 1] + 1].tolist()
@@ -154,35 +155,9 @@ class Tables:
             return None
         return int(self.image_rows[place])
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """As arrays by name, for `from_arrays`."""
-        found: dict[str, npt.NDArray[Any]] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            parts = {field.name: value}
-            if isinstance(value, Texts):
-                parts = {f"{field.name}.letters": value.letters, f"{field.name}.ends": value.ends}
-            found |= parts
-        return found
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Tables:
-        """What `arrays` gave.
-
-        Raises:
-            KeyError: one is missing.
-        """
-        values: dict[str, Any] = {
-            field.name: Texts(arrays[f"{field.name}.letters"], arrays[f"{field.name}.ends"])
-            if field.type == "Texts"
-            else arrays[field.name]
-            for field in fields(cls)
-        }
-        return cls(**values)
-
 
 def offsets(lengths: Sequence[int] | Ints) -> Ints:
-    """Where parts of these lengths begin, and the end of the last: (N + 1,)."""
+    """Begin of each part, and the end of the last, from the parts' lengths: (N + 1,)."""
     ends = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=ends[1:])
     return ends
@@ -194,13 +169,16 @@ def _references(
     rows = {image_id: row for row, image_id in enumerate(images)}
     ids = {
         key: np.array([ref[key] for ref in refs], np.int64)
-        for key in ("ref_id", "ann_id", "image_id", "category_id")
+        for key in ("ref_id", "image_id", "category_id")
     }
     alike = Counter((ann["image_id"], ann.get("category_id")) for ann in annotations.values())
     others = []
     for ref in refs:
-        own, kind = annotations[ref["ann_id"]], (ref["image_id"], ref["category_id"])
-        others.append(alike[kind] - ((own["image_id"], own.get("category_id")) == kind))
+        kind = (ref["image_id"], ref["category_id"])
+        own = [annotations[i] for i in ref["ann_ids"]]
+        others.append(
+            alike[kind] - [(a["image_id"], a.get("category_id")) for a in own].count(kind)
+        )
     return ids | {
         "image": np.array([rows[ref["image_id"]] for ref in refs], np.int64),
         "same_category": np.array(others, np.int64),
@@ -209,12 +187,12 @@ def _references(
 
 
 def _sentences(refs: Sequence[Record]) -> dict[str, Any]:
-    said = [sentence for ref in refs for sentence in ref["sentences"]]
+    sentences = [sentence for ref in refs for sentence in ref["sentences"]]
     return {
         "sentence": offsets([len(ref["sentences"]) for ref in refs]),
-        "sent_id": np.array([sentence["sent_id"] for sentence in said], np.int64),
-        "raw": Texts.pack(sentence["raw"] for sentence in said),
-        "sent": Texts.pack(sentence["sent"] for sentence in said),
+        "sent_id": np.array([sentence["sent_id"] for sentence in sentences], np.int64),
+        "raw": Texts.pack(sentence["raw"] for sentence in sentences),
+        "sent": Texts.pack(sentence["sent"] for sentence in sentences),
     }
 
 
@@ -230,12 +208,14 @@ def _images(images: Mapping[int, Record]) -> dict[str, Any]:
     }
 
 
-def _outlines(segmentations: Sequence[Any]) -> dict[str, Any]:
+def _annotations(refs: Sequence[Record], annotations: Mapping[int, Record]) -> dict[str, Any]:
     numbers = array("d")
     polygons: list[int] = []  # numbers of each
-    counts: list[int] = []  # polygons of each reference
+    counts: list[int] = []  # polygons of each annotation
     other: list[str] = []
-    for segmentation in segmentations:
+    ids = [ann_id for ref in refs for ann_id in ref["ann_ids"]]
+    for ann_id in ids:
+        segmentation = annotations[ann_id].get("segmentation")
         drawn = _polygons(segmentation)
         other.append(_as_json(segmentation) if drawn is None else "")
         counts.append(len(drawn or ()))
@@ -243,6 +223,8 @@ def _outlines(segmentations: Sequence[Any]) -> dict[str, Any]:
             polygons.append(len(polygon))
             numbers.extend(polygon)
     return {
+        "annotation": offsets([len(ref["ann_ids"]) for ref in refs]),
+        "ann_id": np.array(ids, np.int64),
         "outline": offsets(counts),
         "polygon": offsets(polygons),
         "numbers": np.array(numbers, np.float64),
@@ -251,7 +233,7 @@ def _outlines(segmentations: Sequence[Any]) -> dict[str, Any]:
 
 
 def _polygons(segmentation: Any) -> list[array[float]] | None:
-    """A list of lists of numbers; None of anything else, which is looked at when it is drawn."""
+    """A list of lists of numbers; None for anything else, which is checked when it is drawn."""
     if not isinstance(segmentation, list) or not segmentation:
         return None
     if not all(isinstance(polygon, list) for polygon in segmentation):

@@ -1,7 +1,7 @@
-"""The REFER data API: which sentence refers to which object of which image.
+"""The REFER data API: which expression refers to which objects of which image.
 
-Written afresh for the file layout in refer/README.md; the class, its methods and attributes
-have the names that code for these data sets expects.
+Written for the file layout in refer/README.md; the class, its methods and attributes have the
+published names.
 """
 
 from __future__ import annotations
@@ -16,51 +16,45 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.cache import ArrayCache, digest
 from lib.errors import InputError
-from refer import instances, pickles
-from refer.arrays import FORM, Tables
+from refer.arrays import Arrays
+from refer.datasets import COCO_FOLDERS, DATASETS, dataset_info
 from refer.images import open_rgb
 from refer.instances import Record, load_instances
 from refer.masks import MAX_OUTLINE, draw_components
 from refer.pickles import Ref, load_refs
 
-DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
-COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014")
-REFCLEF_FOLDER = "images/saiapr_tc-12"
 HELP = "see refer/README.md"
-SMALL = 4 << 20  # bytes of annotations that are read as fast as they are looked up
-LARGEST = max(instances.MAX_BYTES, pickles.MAX_BYTES)
-# What `REFER` reads when it is first asked for.
+# Attributes of `REFER` that are dropped when its arrays are made, and read again on access.
 RECORDS = {"data", "Refs", "Anns", "Imgs", "Cats", "Sents", "imgToRefs", "imgToAnns", "catToRefs"}
-RECORDS |= {"refToAnn", "annToRef", "sentToRef", "sentToTokens"}
+RECORDS |= {"refToAnn", "refToAnns", "annToRef", "sentToRef", "sentToTokens"}
 
 Ids = int | Iterable[int]
 
 
 class REFER:
-    """References of one data set, indexed.
+    """The references of one dataset, indexed.
 
     Args:
-        data_root: folder with the data sets' folders.
-        dataset: refcoco, refcoco+, refcocog, refclef, or another folder of the same layout.
-        splitBy: who made the splits: unc, umd, google, berkeley; names the pickle.
-        image_root: folder of the images, or the one above `train2014`; by default
-            the first of `COCO_FOLDERS` that exists under `data_root`.
-        cache: where `tables` are kept between runs. A data set found there is known to be
-            sound, and its records are read from the files when they are first asked for.
+        data_root: folder with the datasets' folders.
+        dataset: a name in :data:`refer.datasets.DATASETS`, or another folder of the same layout.
+        splitBy: who made the splits: unc, umd, google, berkeley; part of the pickle's name.
+        image_root: folder of the images, or the one above `train2014`; by default the first of
+            the dataset's image folders that exists.
 
     Attributes:
         data: {'dataset', 'refs', 'images', 'annotations', 'categories'} as read.
         Refs, Anns, Imgs: record by id. Cats: name by id.
-        Sents: sentence record by sent_id.
+        Sents: expression record by sent_id.
         imgToRefs, imgToAnns: lists by image_id. catToRefs: lists by category_id.
-        refToAnn: annotation by ref_id. annToRef: reference by ann_id (the last one).
+        refToAnns: list of annotations by ref_id, of any length.
+        refToAnn: annotation by ref_id, of references with exactly one.
+        annToRef: reference by ann_id (the last one).
         sentToRef, sentToTokens: by sent_id.
         IMAGE_DIR: folder of the images.
 
     Raises:
-        InputError: a file is missing or damaged, or a reference has no annotation or image.
+        InputError: a file is missing or damaged, or a reference's annotation or image is.
     """
 
     data: dict[str, Any]
@@ -73,6 +67,7 @@ class REFER:
     imgToAnns: dict[int, list[Record]]
     catToRefs: dict[int, list[Ref]]
     refToAnn: dict[int, Record]
+    refToAnns: dict[int, list[Record]]
     annToRef: dict[int, Ref]
     sentToRef: dict[int, Ref]
     sentToTokens: dict[int, list[str]]
@@ -83,7 +78,6 @@ class REFER:
         dataset: str = "refcoco",
         splitBy: str = "unc",
         image_root: str | Path | None = None,
-        cache: ArrayCache | None = None,
     ) -> None:
         self.ROOT_DIR = Path(data_root)
         self.DATA_DIR = _dataset_folder(self.ROOT_DIR, dataset)
@@ -94,24 +88,18 @@ class REFER:
         self._files = (_refs_pickle(self.DATA_DIR, splitBy), self.DATA_DIR / "instances.json")
         if not os.path.isfile(self._files[1]):
             raise InputError(f"{self._files[1]} does not exist; {HELP}")
-        self.cache = cache
-        self._tables: Tables | None = None
-        with _no_garbage():
-            if cache is not None and self._worth_keeping():
-                self._tables = self._tables_from_files(cache)
-            else:
-                self._read()
+        self._arrays: Arrays | None = None
+        self._read()
 
-    def _read(self, *, index_refs: bool = True) -> None:
+    def _read(self) -> None:
         """Read, check and index the records."""
         pickle_path, instances_path = self._files
         self.data = {"dataset": self.dataset}
-        with _no_garbage():
+        with _no_garbage_collection():
             self.data["refs"] = load_refs(pickle_path)
             self.data.update(load_instances(instances_path))
             self._index_instances(instances_path)
-            use_refs = self._index_refs if index_refs else self._check_refs
-            use_refs(self.data["refs"], pickle_path)
+            self._index_refs(self.data["refs"], pickle_path)
 
     def __getattr__(self, name: str) -> Any:
         if name not in RECORDS:
@@ -120,44 +108,20 @@ class REFER:
         return self.__dict__[name]
 
     @property
-    def tables(self) -> Tables:
+    def arrays(self) -> Arrays:
         """The records as arrays, for training and evaluation.
 
-        Asking for them lets go of the records, which take a hundred times the memory; they are
-        read again when they are asked for. Arrays do not follow changes of records.
+        The first access drops the records, which take far more memory; they are read again when
+        they are used. Arrays do not follow changes of records.
         """
-        if self._tables is None:
-            with _no_garbage():
-                self._tables = self._pack()
-        return self._tables
-
-    def _pack(self) -> Tables:
-        tables = Tables.pack(self.data["refs"], self.Imgs, self.Anns, self.Cats)
-        for name in RECORDS & self.__dict__.keys():
-            delattr(self, name)
-        return tables
-
-    def _tables_from_files(self, cache: ArrayCache) -> Tables:
-        """From the cache; else from the records, and into the cache."""
-        before = self._stamp()
-        key = digest(*(path.read_bytes() for path in self._files))
-        kind = f"{self.dataset}-{self.splitBy}-{FORM}"
-        kept = cache.get(kind, key)
-        if kept is None:
-            self._read(index_refs=False)
-            tables = self._pack()
-            if self._stamp() != before:  # another content was read than was looked up
-                return tables
-            kept = cache.put(kind, key, tables.arrays())
-        return Tables.from_arrays(kept)
-
-    def _worth_keeping(self) -> bool:
-        """Whether the files can be read, for the readers say best why not, and are large."""
-        sizes = [os.path.getsize(p) for p in self._files if os.access(p, os.R_OK) and p.is_file()]
-        return len(sizes) == len(self._files) and sum(sizes) >= SMALL and max(sizes) <= LARGEST
-
-    def _stamp(self) -> list[tuple[int, int]]:
-        return [(stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, self._files)]
+        if self._arrays is None:
+            with _no_garbage_collection():
+                refs = self.data["refs"]
+                self._arrays = Arrays.pack(refs, self.Imgs, self.Anns, self.Cats)
+                del refs
+                for name in RECORDS & self.__dict__.keys():
+                    delattr(self, name)
+        return self._arrays
 
     def __repr__(self) -> str:
         return f"{self.dataset}({self.splitBy})"
@@ -170,12 +134,13 @@ class REFER:
         for ann in self.data["annotations"]:
             self.imgToAnns.setdefault(ann["image_id"], []).append(ann)
 
-    def _check_refs(self, refs: list[Ref], path: Path) -> None:
+    def _index_refs(self, refs: list[Ref], path: Path) -> None:
         self.Refs = _by_id(refs, "ref_id", "reference", path)
         for ref in refs:
-            if ref["ann_id"] not in self.Anns:
+            missing = [ann_id for ann_id in ref["ann_ids"] if ann_id not in self.Anns]
+            if missing:
                 raise InputError(
-                    f"{path}: reference {ref['ref_id']} is of annotation {ref['ann_id']}, which "
+                    f"{path}: reference {ref['ref_id']} is of annotation {missing[0]}, which "
                     f"{self.DATA_DIR / 'instances.json'} does not have; {HELP}"
                 )
             if ref["image_id"] not in self.Imgs:
@@ -183,16 +148,17 @@ class REFER:
                     f"{path}: reference {ref['ref_id']} is in image {ref['image_id']}, which "
                     f"{self.DATA_DIR / 'instances.json'} does not have; {HELP}"
                 )
-
-    def _index_refs(self, refs: list[Ref], path: Path) -> None:
-        self._check_refs(refs, path)
-        self.imgToRefs, self.catToRefs, self.refToAnn, self.annToRef = {}, {}, {}, {}
+        self.imgToRefs, self.catToRefs, self.annToRef = {}, {}, {}
+        self.refToAnn, self.refToAnns = {}, {}
         self.Sents, self.sentToRef, self.sentToTokens = {}, {}, {}
         for ref in refs:
             self.imgToRefs.setdefault(ref["image_id"], []).append(ref)
             self.catToRefs.setdefault(ref["category_id"], []).append(ref)
-            self.refToAnn[ref["ref_id"]] = self.Anns[ref["ann_id"]]
-            self.annToRef[ref["ann_id"]] = ref
+            annotations = [self.Anns[ann_id] for ann_id in ref["ann_ids"]]
+            self.refToAnns[ref["ref_id"]] = annotations
+            if len(annotations) == 1:
+                self.refToAnn[ref["ref_id"]] = annotations[0]
+            self.annToRef |= dict.fromkeys(ref["ann_ids"], ref)
             for sentence in ref["sentences"]:
                 sent_id = sentence["sent_id"]
                 self.Sents[sent_id] = sentence
@@ -210,7 +176,7 @@ class REFER:
         return sorted(names, key=lambda name: (order.get(name, 2), name))
 
     def no_split(self, split: str) -> InputError:
-        """What to raise where no reference is in a split."""
+        """The error to raise if no reference is in a split."""
         return InputError(
             f"{self!r} has no split '{split}'; choose from {', '.join(self.splits())}"
         )
@@ -235,7 +201,7 @@ class REFER:
             List of ref_id.
 
         Raises:
-            InputError: the data set has no reference in this split.
+            InputError: the dataset has no reference in this split.
         """
         refs: list[Ref] = self.data["refs"]
         if split:
@@ -260,7 +226,7 @@ class REFER:
         if cats:
             anns = [ann for ann in anns if ann.get("category_id") in cats]
         if refs:
-            referred = {self._get(self.Refs, ref, "ref_id")["ann_id"] for ref in refs}
+            referred = {i for ref in refs for i in self._get(self.Refs, ref, "ref_id")["ann_ids"]}
             anns = [ann for ann in anns if ann["id"] in referred]
         return [ann["id"] for ann in anns]
 
@@ -292,9 +258,10 @@ class REFER:
         return self._load(self.Cats, cat_ids, "category_id")
 
     def getRefBox(self, ref_id: int) -> list[float]:
-        """Bounding box [x, y, width, height] in pixels: the annotation's, else the mask's."""
+        """Bounding box [x, y, width, height] in pixels: the one annotation's, else the mask's."""
         ref = self._get(self.Refs, ref_id, "ref_id")
-        box = self.refToAnn[ref_id].get("bbox")
+        annotations = self.refToAnns[ref_id]
+        box = annotations[0].get("bbox") if len(annotations) == 1 else None
         if isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box)):
             return box.copy()
         ys, xs = np.nonzero(self.getMask(ref)["mask"])
@@ -304,26 +271,29 @@ class REFER:
         return [x, y, float(xs.max()) - x + 1, float(ys.max()) - y + 1]
 
     def getMask(self, ref: Ref) -> dict[str, Any]:
-        """Draw a reference's object.
+        """Draw a reference's objects.
 
         Args:
             ref: from `loadRefs`.
 
         Returns:
-            {'mask': (H, W) uint8, the number of the object's components that cover each
-            pixel (above 1 where components overlap), 'area': their areas' sum, pixels}.
+            {'mask': (H, W) uint8, for each pixel the largest number of components of one
+            annotation that cover it (above 1 where its components overlap), 'area': the mask's
+            sum}.
 
         Raises:
-            InputError: the annotation has no polygons, or damaged ones.
+            InputError: an annotation has no polygons, or damaged ones.
         """
         image = self.Imgs[ref["image_id"]]
-        where = f"{self!r}: annotation {ref['ann_id']} of reference {ref['ref_id']}"
-        segmentation = self.refToAnn[ref["ref_id"]].get("segmentation")
-        mask = draw_components(segmentation, image["height"], image["width"], where)
+        mask = np.zeros((image["height"], image["width"]), np.uint8)
+        for annotation in self.refToAnns[ref["ref_id"]]:
+            where = f"{self!r}: annotation {annotation['id']} of reference {ref['ref_id']}"
+            drawn = draw_components(annotation.get("segmentation"), *mask.shape, where)
+            np.maximum(mask, drawn, out=mask)
         return {"mask": mask, "area": int(mask.sum())}
 
     def image_path(self, image_id: int) -> Path:
-        """Where an image's file is expected.
+        """Path of an image's file, which need not exist.
 
         Raises:
             InputError: the file's name, or a symbolic link in the folder, leads out of the
@@ -339,8 +309,8 @@ class REFER:
         may_be_elsewhere = "/" in name or os.path.islink(path)
         if may_be_elsewhere and not self._is_inside(os.path.realpath(path)):
             raise InputError(
-                f"image {path} is a link out of the image folder: put the picture itself there, "
-                "or name the folder that it is in with --image_root"
+                f"image {path} is a link out of the image folder: put the image itself there, "
+                "or give its folder with --image_root"
             )
         return path
 
@@ -348,16 +318,16 @@ class REFER:
         return os.path.commonpath([real_path, self._real_image_dir]) == self._real_image_dir
 
     def _file_name(self, image_id: int) -> str:
-        row = None if self._tables is None else self._tables.image_row(image_id)
-        if self._tables is None or row is None:
+        row = None if self._arrays is None else self._arrays.image_row(image_id)
+        if self._arrays is None or row is None:
             return self._get(self.Imgs, image_id, "image_id")["file_name"]
-        return self._tables.file_name[row]
+        return self._arrays.file_name[row]
 
     def open_image(self, image_id: int) -> Image.Image:
         """Open an image as RGB.
 
         Raises:
-            InputError: missing, damaged or too large; says where it was looked for.
+            InputError: missing, damaged or too large.
         """
         path = self.image_path(image_id)
         if not os.path.isfile(path):
@@ -365,11 +335,11 @@ class REFER:
         return open_rgb(path)
 
     def missing_image(self, path: Path) -> str:
-        """One line on a missing image: its folder's absence explains all of them."""
+        """The message for a missing image, or for its missing folder."""
         if not os.path.isdir(self.IMAGE_DIR):
             return (
                 f"image folder {self.IMAGE_DIR} of {self!r} does not exist; put the images there "
-                f"or name their folder with --image_root, {HELP}"
+                f"or give their folder with --image_root, {HELP}"
             )
         return f"image {path} of {self!r} does not exist; {HELP}"
 
@@ -378,10 +348,10 @@ class REFER:
 
         Args:
             ref: from `loadRefs`.
-            seg_box: 'seg' tints the object, 'box' draws its bounding box.
+            seg_box: 'seg' tints the objects, 'box' draws their bounding box.
 
         Returns:
-            A new RGB picture at the image's own size, the sentences written below it.
+            A new RGB image at the original size, with the expressions below it.
         """
         picture = self.open_image(ref["image_id"])
         if seg_box == "box":
@@ -394,7 +364,7 @@ class REFER:
         return _caption(picture, lines)
 
     def showMask(self, ref: Ref) -> Image.Image:
-        """Draw a reference's mask over its image, without the sentences."""
+        """Draw a reference's mask over its image, without the expressions."""
         return _tint(self.open_image(ref["image_id"]), self.getMask(ref)["mask"])
 
     def _get(self, table: dict[int, Any], key: int, what: str) -> Any:
@@ -409,14 +379,14 @@ class REFER:
 
 
 def leads_out(file_name: str) -> bool:
-    """Whether a file name, taken relative to a folder, may be of a file outside of it."""
+    """Whether a file name relative to a folder may lead out of the folder."""
     parts = PurePosixPath(file_name.replace("\\", "/")).parts
     unsafe = not parts or parts[0][0] == "/" or ".." in parts or ":" in parts[0]
     return unsafe or "\0" in file_name or not _is_text(file_name)
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file can be called so; half a surrogate pair, as in broken JSON, is no letter."""
+    """Whether the file system can encode a name; it cannot encode lone surrogates."""
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
@@ -434,8 +404,8 @@ def in_split(label: str, split: str) -> bool:
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Pause the collector: millions of new records make it run often, and none is garbage."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Pause the garbage collector, which is slow while millions of records are made."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -463,14 +433,15 @@ def _by_id(records: list[Record], key: str, what: str, path: Path) -> dict[int, 
 
 
 def _dataset_folder(root: Path, dataset: str) -> Path:
-    plain = dataset not in ("", ".", "..") and not set("/\\\0") & set(dataset)
-    if plain and os.path.isdir(root / dataset):
+    if dataset in ("", ".", "..") or set("/\\\0") & set(dataset):
+        raise InputError(f"--dataset '{dataset}': give the name of a folder in {root}")
+    if os.path.isdir(root / dataset):
         return root / dataset
-    if not plain or dataset not in DATASETS:
-        raise InputError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}")
     if not os.path.isdir(root):
         raise InputError(f"data folder {root} does not exist (--refer_data_root); {HELP}")
-    raise InputError(f"data folder {root} has no folder '{dataset}'; {HELP}")
+    there = sorted(path.parent.name for path in root.glob("*/instances.json"))
+    known = ", ".join(there) or f"no dataset at all; known are {', '.join(DATASETS)}"
+    raise InputError(f"data folder {root} has no folder '{dataset}' (--dataset); it has {known}")
 
 
 def _refs_pickle(folder: Path, split_by: str) -> Path:
@@ -483,28 +454,27 @@ def _refs_pickle(folder: Path, split_by: str) -> Path:
 
 
 def image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Path:
-    """Folder of a data set's images.
+    """Folder of a dataset's images.
 
     Args:
         root: `data_root` of `REFER`.
         dataset: its name.
-        image_root: a folder that is given, or None.
+        image_root: the folder that the user gives, or None.
 
     Returns:
-        The given folder, or its train2014, or the first usual one under the root.
+        The given folder, or its train2014, or the first of the dataset's that exists.
 
     Raises:
         InputError: the given folder does not exist.
     """
+    usual = dataset_info(dataset).image_folders
     if image_root:
         given = Path(image_root)
         if not os.path.isdir(given):
             raise InputError(f"image folder {given} does not exist (--image_root); {HELP}")
         inner = given / "train2014"
-        return inner if dataset != "refclef" and os.path.isdir(inner) else given
-    if dataset == "refclef":
-        return root / REFCLEF_FOLDER
-    candidates = [root / folder for folder in COCO_FOLDERS]
+        return inner if usual == COCO_FOLDERS and os.path.isdir(inner) else given
+    candidates = [root / folder for folder in usual]
     return next((folder for folder in candidates if os.path.isdir(folder)), candidates[0])
 
 

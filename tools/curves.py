@@ -25,14 +25,14 @@ NAN = float("nan")
 
 @dataclass
 class Curve:
-    """A quantity over training steps; nan where it was no number."""
+    """A quantity over training steps; nan if it was not finite."""
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
     def add(self, step: int, value: Any) -> None:
-        """Append a point. A step that is not beyond the last takes its place and all later ones:
-        a resumed run repeats what came after its checkpoint."""
+        """Append a point, after dropping points of this and later steps: a resumed run repeats
+        the steps after its checkpoint."""
         while self.steps and self.steps[-1] >= step:
             self.steps.pop()
             self.values.pop()
@@ -42,14 +42,14 @@ class Curve:
 
 @dataclass
 class Run:
-    """What metrics.jsonl tells of a run.
+    """The metrics.jsonl of a run.
 
     Attributes:
         name: for the legend.
         loss, lr: per logged step.
         epoch_loss: mean of each epoch.
-        oIoU, mIoU: validation, percent; empty where none was made.
-        unreadable: lines that were left out, like the one a killed run was writing.
+        oIoU, mIoU: validation, percent; empty without validation.
+        unreadable: number of ignored lines, such as one that a killed run was writing.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Run:
     unreadable: int = 0
 
     def add(self, record: dict[str, Any]) -> None:
-        """Take in a line.
+        """Add a line.
 
         Raises:
-            KeyError: it has not what its kind must have.
+            KeyError: a field is missing.
         """
         step = int(record["step"])
         if record["kind"] == "step":
@@ -85,7 +85,7 @@ def read_run(path: Path, name: str) -> Run:
         name: for the legend.
 
     Raises:
-        InputError: there is none, or no line of it can be used.
+        InputError: it is missing, or no line of it is usable.
     """
     file = path / "metrics.jsonl" if path.is_dir() else path
     try:
@@ -112,14 +112,14 @@ def names(paths: Sequence[Path]) -> list[str]:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Draw the runs' curves into a picture.
+    """Draw the runs' curves into an image.
 
     Args:
         runs: one or more.
         path: its ending chooses the format: .png, .pdf, .svg.
 
     Raises:
-        InputError: matplotlib is not installed, or the picture cannot be written.
+        InputError: matplotlib is not installed, or the image cannot be written.
     """
     try:
         import matplotlib
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [read_run(path, name) for path, name in zip(args.runs, names(args.runs), strict=True)]
     for run in runs:
         if run.unreadable:
-            print(f"{run.name}: {run.unreadable} unreadable line(s) left out")
+            print(f"{run.name}: {run.unreadable} unreadable line(s) ignored")
     draw(runs, args.output)
     print(f"written: {args.output}")
 

@@ -1,12 +1,11 @@
-"""End of `make quickstart`: the evaluation's tables, and pictures of what the model does.
+"""End of `make quickstart`: the evaluation's tables, and an image of predictions.
 
     python -m tools.quickstart_report --results quickstart/results.json --output quickstart
 
-Prints the metrics of each split; below them the control (the same samples with the right sentence
-and with that of another object of the same picture); below that the mIoU by kind of expression.
-Draws predictions.png: pictures of the first split, each asked for two of its objects. Options that
-are not given are those of the evaluation. IoUs in the figure are taken at the picture's own size,
-those in the tables at --img_size, as test.py does.
+Prints the metrics of each split; the control (the same samples with the right expression and with
+that of another object of the same image); the mIoU by kind of expression. Draws predictions.png:
+images of the first split, with two objects each. Flags that are not given are those of the
+evaluation. IoUs in the figure are at the image's original size, those in the tables at --img_size.
 """
 
 from __future__ import annotations
@@ -23,24 +22,31 @@ import torch
 from PIL import Image
 
 import utils
-from args import Parser, dataset_options, parse_report, protocol_of, refer_options
-from bert.tokenizer import Tokenizer
+from args import (
+    Parser,
+    dataset_options,
+    model_options,
+    parse_report,
+    protocol_of,
+    refer_options,
+    speed_options,
+)
+from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
-from demo_inference import load, predict
+from lib import checkpoint, runtime
 from lib.errors import InputError
-from lib.evaluation.evaluator import resize_prediction
 from lib.evaluation.metrics import Metrics, intersection_union, sample_iou
 from lib.evaluation.protocol import warning
 from lib.evaluation.tables import format_table
-from lib.model import Segmenter
-from lib.visualize import TRUTH, Tile, contact_sheet, overlay, write_picture
+from lib.predictor import Predictor
+from lib.visualize import GROUND_TRUTH, Tile, contact_sheet, overlay, write_image
 from refer.refer import REFER
 
 Splits = dict[str, dict[str, Metrics]]
 
 RIGHT, WRONG = "same, right sentence", "same, sentence of another object"  # rows of test.py
 KIND = "kind: "
-ROWS = 6  # pictures in the figure
+ROWS = 6  # images in the figure
 
 
 def read_results(path: Path) -> tuple[Splits, dict[str, Any]]:
@@ -74,7 +80,7 @@ def _metrics(row: dict[str, Any]) -> Metrics:
 
 
 def difference(a: Metrics, b: Metrics) -> Metrics:
-    """The first less the second, in points; the counts of samples and pixels are the first's."""
+    """The first minus the second, in points; samples and pixels of the first."""
     return Metrics(
         mIoU=a.mIoU - b.mIoU,
         oIoU=a.oIoU - b.oIoU,
@@ -92,14 +98,12 @@ def report(splits: Splits) -> str:
     for split, rows in splits.items():
         if RIGHT in rows and WRONG in rows:
             control += [
-                (f"{split}, right sentence", rows[RIGHT]),
+                (f"{split}, right expression", rows[RIGHT]),
                 (f"{split}, another object's", rows[WRONG]),
                 (f"{split}, difference", difference(rows[RIGHT], rows[WRONG])),
             ]
     if control:
-        title = (
-            "Does the sentence decide? The same samples, asked for another object of the picture"
-        )
+        title = "Control: the same samples, with the expression of another object of the image"
         parts.append(f"{title}\n{format_table(control)}")
     kinds = sorted({name for rows in splits.values() for name in rows if name.startswith(KIND)})
     if kinds:
@@ -108,14 +112,14 @@ def report(splits: Splits) -> str:
 
 
 def _kind_table(kinds: Sequence[str], splits: Splits) -> str:
-    """mIoU by kind and split, the number of expressions in brackets."""
+    """mIoU by kind and split, with the number of expressions."""
     names = [kind.removeprefix(KIND) for kind in kinds]
     width = max(map(len, names))
     lines = ["mIoU by kind of expression (number of expressions)"]
     lines.append(" " * width + "".join(f"{split:>16}" for split in splits))
     for kind, name in zip(kinds, names, strict=True):
-        found = [rows.get(kind) for rows in splits.values()]
-        cells = [f"{m.mIoU:.2f} ({m.samples})" if m else "-" for m in found]
+        metrics = [rows.get(kind) for rows in splits.values()]
+        cells = [f"{m.mIoU:.2f} ({m.samples})" if m else "-" for m in metrics]
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
 
@@ -125,20 +129,20 @@ def choose(dataset: ReferDataset, rows: int = ROWS) -> list[list[int]]:
 
     Args:
         dataset: a split.
-        rows: number of pictures, fewer where the split has fewer.
+        rows: upper limit of images.
 
     Returns:
-        For each picture one sample of each of two objects, or of the only one; pictures with
-        two come first.
+        For each image one sample of each of two objects, or of the only one; images with two
+        come first.
     """
-    by_picture: dict[int, list[Sequence[int]]] = {}
+    by_image: dict[int, list[Sequence[int]]] = {}
     for samples in dataset.samples_of_ref:
-        by_picture.setdefault(dataset.records[samples[0]].image_id, []).append(samples)
-    pairs = [objects[:2] for objects in by_picture.values() if len(objects) > 1]
-    singles = [objects for objects in by_picture.values() if len(objects) == 1]
+        by_image.setdefault(dataset.records[samples[0]].image_id, []).append(samples)
+    pairs = [objects[:2] for objects in by_image.values() if len(objects) > 1]
+    singles = [objects for objects in by_image.values() if len(objects) == 1]
     chosen = _spread(pairs, rows)
     chosen += _spread(singles, rows - len(chosen))
-    # Of an object's sentences another one in each row, for the variety's sake.
+    # The rows take the first, second, ... expression in turn.
     return [[samples[i % len(samples)] for samples in objects] for i, objects in enumerate(chosen)]
 
 
@@ -149,59 +153,49 @@ def _spread(items: list[Any], count: int) -> list[Any]:
 
 
 def figure_row(
-    dataset: ReferDataset,
-    samples: Sequence[int],
-    model: Segmenter,
-    tokenizer: Tokenizer,
-    args: argparse.Namespace,
+    dataset: ReferDataset, samples: Sequence[int], predictor: Predictor
 ) -> list[Tile | None]:
-    """One picture, then truth and prediction for each of its samples."""
-    picture = dataset.picture(samples[0])
-    sentences = [dataset.records[i].sentence for i in samples]
-    logits = predict(
-        model,
-        tokenizer,
-        picture,
-        sentences,
-        args.img_size,
-        args.max_tokens,
-        args.batch_size,
-        args.amp,
-    )
-    row: list[Tile | None] = [Tile(picture)]
-    for sample, sentence, of_sentence in zip(samples, sentences, logits, strict=True):
-        # Polygons are in the annotated size, which a copy of the picture may not have.
+    """One image, then ground truth and prediction of each of its samples."""
+    image = dataset.original_image(samples[0])
+    expressions = [dataset.records[i].expression for i in samples]
+    predictions = predictor.predict(image, expressions)
+    row: list[Tile | None] = [Tile(image)]
+    for sample, expression, prediction in zip(samples, expressions, predictions, strict=True):
+        # Polygons are in the annotated size, which a copy of the image may not have.
         mask = Image.fromarray(dataset.mask(sample).astype(np.uint8))
-        truth = np.array(mask.resize(picture.size, Image.Resampling.NEAREST), dtype=bool)
-        found = resize_prediction(of_sentence, picture.height, picture.width).mask
+        truth = np.array(mask.resize(image.size, Image.Resampling.NEAREST), dtype=bool)
         inter, union = intersection_union(
-            torch.from_numpy(found)[None], torch.from_numpy(truth)[None]
+            torch.from_numpy(prediction.mask)[None], torch.from_numpy(truth)[None]
         )
         iou = 100 * sample_iou(inter.numpy(), union.numpy())[0]
-        row.append(Tile(overlay(picture, truth, color=TRUTH), f"“{sentence}”"))
-        row.append(Tile(overlay(picture, found), f"IoU {iou:.0f}"))
+        row.append(Tile(overlay(image, truth, color=GROUND_TRUTH), f"“{expression}”"))
+        row.append(Tile(overlay(image, prediction.mask), f"IoU {iou:.0f}"))
     return row
 
 
 def draw(args: argparse.Namespace, path: Path) -> None:
-    """Draw predictions on pictures of the first split.
+    """Draw predictions on images of the first split.
 
     Args:
         args: of :func:`args.parse_report`.
-        path: of the picture.
+        path: of the figure.
 
     Raises:
-        InputError: data or checkpoint cannot be used, or the picture cannot be written.
+        InputError: data or checkpoint cannot be used, or the figure cannot be written.
     """
     info = utils.init_distributed(args.device, args.local_rank)
-    model, tokenizer = load(args, info.device)
-    refer = REFER(**refer_options(args))
-    options = dataset_options(args) | {"eval_mode": "each", "photo_masks": False}
-    dataset = ReferDataset(refer, args.splits[0], tokenizer, **options)
-    rows = [figure_row(dataset, samples, model, tokenizer, args) for samples in choose(dataset)]
-    header = ["picture", "truth", "prediction", "truth", "prediction"]
-    footer = f"{dataset!r}: IoU in percent, at the picture's own size"
-    write_picture(contact_sheet(rows, header, footer=footer), path)
+    model = checkpoint.load_trained(args.model, args.resume, **model_options(args))
+    runtime.prepare(model.to(info.device), **speed_options(args))
+    tokenizer = load_tokenizer(args.bert_tokenizer)
+    predictor = Predictor(
+        model, tokenizer, args.img_size, args.max_tokens, args.batch_size, args.amp
+    )
+    options = dataset_options(args) | {"eval_mode": "each", "original_masks": False}
+    dataset = ReferDataset(REFER(**refer_options(args)), args.splits[0], tokenizer, **options)
+    rows = [figure_row(dataset, samples, predictor) for samples in choose(dataset)]
+    header = ["image", "ground truth", "prediction", "ground truth", "prediction"]
+    footer = f"{dataset!r}: IoU in percent, at the image's original size"
+    write_image(contact_sheet(rows, header, footer=footer), path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -217,8 +211,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if noted := warning(protocol_of(args).label):
         utils.log.info("%s\n", noted)
     utils.log.info("%s\n", report(splits))
-    for picture in [path, *map(Path, args.pictures)]:
-        utils.log.info("picture: %s%s", picture, "" if picture.exists() else " (not there)")
+    for image in [path, *map(Path, args.pictures)]:
+        utils.log.info("image: %s%s", image, "" if image.exists() else " (missing)")
 
 
 if __name__ == "__main__":

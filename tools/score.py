@@ -4,7 +4,7 @@
     python -m tools.score A.jsonl B.jsonl [--top 10] [--json FILE] [--csv FILE] [--force]
 
 One file gives the numbers that test.py printed, from each sample's counts; --from_masks counts
-again from the masks, at the photo's own size, which is --eval_size original.
+again from the masks, at the image's original size, which is --eval_size original.
 
 Of two files B is compared with A on the samples that both have. Expressions of one object are not
 independent, so intervals and tests are over objects: a paired bootstrap of the metrics; of each
@@ -32,14 +32,15 @@ from lib.errors import InputError
 from lib.evaluation import tables
 from lib.evaluation.bootstrap import COLUMNS, Intervals, paired_intervals
 from lib.evaluation.metrics import Metrics, sample_iou, summarise
-from lib.evaluation.protocol import at_photo_size, warning
+from lib.evaluation.protocol import at_original_size, warning
 from lib.evaluation.summary import summary
 from refer.masks import shared_pixels
+from tools.report.breakdown import object_codes
 from tools.report.records import Prediction, read_records
 from utils import log
 
 Counts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-SHOWN = 48  # characters of a sentence in the table
+SHOWN = 48  # characters of an expression in the table
 
 
 def counts_of(samples: Sequence[Prediction], from_masks: bool = False) -> Counts:
@@ -54,7 +55,7 @@ def counts_of(samples: Sequence[Prediction], from_masks: bool = False) -> Counts
 
 def label_of(samples: Sequence[Prediction], from_masks: bool = False) -> str:
     """The protocol of the samples' counts, or of those from their masks."""
-    return at_photo_size(samples[0].protocol) if from_masks else samples[0].protocol
+    return at_original_size(samples[0].protocol) if from_masks else samples[0].protocol
 
 
 def by_split(samples: Sequence[Prediction]) -> dict[str, list[Prediction]]:
@@ -75,9 +76,8 @@ def score(path: Path, from_masks: bool = False) -> tables.Results:
     entries = []
     for split, part in by_split(samples).items():
         kinds = [sample.kind for sample in part]
-        objects = [sample.ann_id for sample in part]
-        found = summary(*counts_of(part, from_masks), objects, kinds)
-        entries.append(tables.Entry(split, found))
+        numbers = summary(*counts_of(part, from_masks), object_codes(part).tolist(), kinds)
+        entries.append(tables.Entry(split, numbers))
     return tables.Results(str(path), {"file": str(path)}, label_of(samples, from_masks), entries)
 
 
@@ -172,7 +172,7 @@ def match(paths: Sequence[Path], from_masks: bool, force: bool) -> Matched:
     pairs = [(sample, of_key[sample.key]) for sample in a if sample.key in of_key]
     if not pairs:
         raise InputError(f"{paths[0]} and {paths[1]} have no sample in common")
-    others = sum(x.truth != y.truth or x.ann_id != y.ann_id for x, y in pairs)
+    others = sum(x.truth != y.truth or x.ann_ids != y.ann_ids for x, y in pairs)
     if others and not force:
         raise InputError(
             f"{others} of {len(pairs)} samples have another true mask in {paths[1]} than in "
@@ -198,29 +198,31 @@ class Change:
 def changes(pairs: Sequence[tuple[Prediction, Prediction]], from_masks: bool) -> list[Change]:
     """Every sample's change, the greatest loss first."""
     first, second = (sample_iou(*counts_of(side, from_masks)) for side in zip(*pairs, strict=True))
-    found = [
+    result = [
         Change(
             *(sample.split, sample.ref_id, sample.sent_ids, sample.sentence, sample.file_name),
             *(100 * x, 100 * y, 100 * (y - x)),
         )
         for (sample, _), x, y in zip(pairs, first.tolist(), second.tolist(), strict=True)
     ]
-    return sorted(found, key=lambda change: change.gain)
+    return sorted(result, key=lambda change: change.gain)
 
 
-def comparison_text(split: str, found: Comparison) -> str:
+def comparison_text(split: str, result: Comparison) -> str:
     """A split's comparison, for the terminal."""
-    a, b = found.first.row(), found.second.row()
+    a, b = result.first.row(), result.second.row()
     lines = [f"{split:<14}" + "".join(f"{c:>8}" for c in (*COLUMNS, "n"))]
     rows = {"A": a, "B": b, "B - A": {c: b[c] - a[c] for c in COLUMNS}}
-    rows |= {"  95 % from": {c: low for c, (low, _) in found.intervals.items()}}
-    rows |= {"  to": {c: high for c, (_, high) in found.intervals.items()}}
+    rows |= {"  95 % from": {c: low for c, (low, _) in result.intervals.items()}}
+    rows |= {"  to": {c: high for c, (_, high) in result.intervals.items()}}
     for name, row in rows.items():
-        size = f"{found.first.samples:>8}" if name in ("A", "B") else ""
+        size = f"{result.first.samples:>8}" if name in ("A", "B") else ""
         lines.append(f"{name:<14}" + "".join(f"{row[c]:8.2f}" for c in COLUMNS) + size)
-    for what, (better, worse, equal) in (("samples", found.samples), ("objects", found.objects)):
+    for what, (better, worse, equal) in (("samples", result.samples), ("objects", result.objects)):
         lines.append(f"{what}: {better} better, {worse} worse, {equal} equal")
-    lines.append(f"over objects: Wilcoxon p = {found.wilcoxon:.3g}, sign test p = {found.sign:.3g}")
+    lines.append(
+        f"over objects: Wilcoxon p = {result.wilcoxon:.3g}, sign test p = {result.sign:.3g}"
+    )
     return "\n".join(lines)
 
 
@@ -230,7 +232,7 @@ def changes_text(ranked: Sequence[Change], top: int) -> str:
     better = [change for change in ranked[::-1] if change.gain > 0][:top]
     parts = []
     for title, chosen in (("worse in B", worse), ("better in B", better)):
-        lines = [f"{title:<12}{'A':>7}{'B':>8}{'B - A':>8}  ref      sentence"]
+        lines = [f"{title:<12}{'A':>7}{'B':>8}{'B - A':>8}  ref      expression"]
         lines += [
             f"{c.split[:11]:<11}{c.iou_a:8.2f}{c.iou_b:8.2f}{c.gain:+8.2f}  {c.ref_id:<8} "
             f"{_printable(c.sentence)}"
@@ -241,7 +243,7 @@ def changes_text(ranked: Sequence[Change], top: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """A stranger's sentence for a terminal: short, and without control characters."""
+    """An untrusted expression for a terminal: short, and without control characters."""
     short = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
 
@@ -266,7 +268,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     p = Parser("python -m tools.score", description="Score predictions, or compare two files.")
     p.add_argument("files", nargs="+", type=Path, metavar="FILE", help="one to score, or two")
-    p.add_argument("--from_masks", action="store_true", help="count again, at the photo's own size")
+    p.add_argument(
+        "--from_masks", action="store_true", help="count again, at the image's original size"
+    )
     p.add_argument("--force", action="store_true", help="compare what is not comparable")
     p.add_argument("--top", type=int, default=10, help="samples to list that changed most")
     p.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
@@ -304,39 +308,39 @@ def compare_two(args: argparse.Namespace) -> None:
         numbers = (len(matched.pairs), matched.only_first, matched.only_second)
         log.info("%d samples in both; not compared: %d only in A, %d only in B", *numbers)
     first, second = (by_split(side) for side in zip(*matched.pairs, strict=True))
-    found = {
+    result = {
         split: compare(
             counts_of(part, args.from_masks),
             counts_of(second[split], args.from_masks),
-            [sample.ann_id for sample in part],
+            object_codes(part).tolist(),
         )
         for split, part in first.items()
     }
     ranked = changes(matched.pairs, args.from_masks)
-    texts = [comparison_text(split, of_split) for split, of_split in found.items()]
+    texts = [comparison_text(split, of_split) for split, of_split in result.items()]
     log.info("\n%s", "\n\n".join([*texts, changes_text(ranked, args.top)]))
     if args.json:
         content: dict[str, Any] = {"files": [str(path) for path in args.files]}
         content |= {"protocols": sorted(labels), "only_in_a": matched.only_first}
         content |= {"only_in_b": matched.only_second}
-        content |= {"splits": {split: _plain(of_split) for split, of_split in found.items()}}
+        content |= {"splits": {split: _plain(of_split) for split, of_split in result.items()}}
         utils.write_json(content, args.json)
     if args.csv:
         utils.write_text(changes_csv(ranked), args.csv)
 
 
-def _plain(found: Comparison) -> dict[str, Any]:
+def _plain(result: Comparison) -> dict[str, Any]:
     """For JSON, which has no nan."""
-    ends = {c: None if low != low else [low, high] for c, (low, high) in found.intervals.items()}
+    ends = {c: None if low != low else [low, high] for c, (low, high) in result.intervals.items()}
     signs = ("better", "worse", "equal")
     return {
-        "a": found.first.as_dict(),
-        "b": found.second.as_dict(),
+        "a": result.first.as_dict(),
+        "b": result.second.as_dict(),
         "difference_bootstrap_95": ends,
-        "samples": dict(zip(signs, found.samples, strict=True)),
-        "objects": dict(zip(signs, found.objects, strict=True)),
-        "wilcoxon_p": found.wilcoxon,
-        "sign_test_p": found.sign,
+        "samples": dict(zip(signs, result.samples, strict=True)),
+        "objects": dict(zip(signs, result.objects, strict=True)),
+        "wilcoxon_p": result.wilcoxon,
+        "sign_test_p": result.sign,
     }
 
 

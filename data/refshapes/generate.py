@@ -28,12 +28,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+import utils
 from data.refshapes.drawing import SHAPES
 from data.refshapes.expressions import MIX, Expression, describe, vocabulary
 from data.refshapes.meanings import as_json, kind_of, meanings, uses_place
@@ -469,29 +470,22 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line like all others, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = _Parser(
+    parser = utils.Parser(
         prog="python -m data.refshapes", description="Generate referring data as a REFER root."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--level", default="easy", help="easy, medium or hard (default: easy)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=4000, help="training scenes (default: 4000)")
-    parser.add_argument("--val-scenes", type=int, default=150, help="(default: 150)")
+    parser.add_argument("--val_scenes", type=int, default=150, help="(default: 150)")
     parser.add_argument(
-        "--test-scenes", type=int, default=100, help="of testA and of testB each (default: 100)"
+        "--test_scenes", type=int, default=100, help="of testA and of testB each (default: 100)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes; changes no byte")
-    parser.add_argument("--text-width", type=int, default=128, help="hidden size in bert/")
-    parser.add_argument("--text-layers", type=int, default=2, help="layers in bert/")
+    parser.add_argument("--text_width", type=int, default=128, help="hidden size in bert/")
+    parser.add_argument("--text_layers", type=int, default=2, help="layers in bert/")
     parser.add_argument("--force", action="store_true", help="replace RefShapes in the folder")
     return parser.parse_args(argv)
 

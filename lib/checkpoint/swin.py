@@ -1,4 +1,4 @@
-"""ImageNet Swin weights into the multi-modal backbone, from the layouts people have them in."""
+"""Load ImageNet Swin weights, in the official or timm's layout, into the backbone."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.checkpoint import read_file
+from lib.checkpoint.files import read_checkpoint
 from lib.errors import InputError
 from lib.model import Segmenter
 
-# Of a classifier, or recomputed by us: known, and not needed.
+# The classifier, and buffers that the model computes.
 DROPPED = re.compile(r"(head|norm)\.|.*\.(attn_mask|relative_position_index)$")
 FILE_TYPES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 
 
 def load_swin_weights(model: Segmenter, source: str) -> str:
-    """Fill the Swin part of a model; fusion, gates and output norms stay fresh.
+    """Load the Swin part of a model; fusion, gates and output norms keep their initial values.
 
     Args:
-        model: the module to fill; its ``swin_name`` says what a Swin calls each weight.
+        model: its ``swin_name`` maps its names to Swin's.
         source: a file in the official layout ({'model': …} or bare, .pth or .safetensors) or in
             timm's, or the name of a timm model (needs the network).
 
     Returns:
-        One line: what was loaded, resized and left out.
+        One line for the log: what was loaded, resized and ignored.
 
     Raises:
-        InputError: no such file, an unknown weight, a missing one, or one of another shape.
+        InputError: no such file, or a weight is unknown, missing or of another shape.
     """
     state = _read(source)
     content = state.get("model", state)
@@ -69,17 +69,17 @@ def load_swin_weights(model: Segmenter, source: str) -> str:
             own[key].copy_(value)
     fresh = sum(name.startswith("backbone.") for name, _ in model.named_parameters()) - len(state)
     kinds = sorted({re.sub(r".*\.(?=attn_mask|relative)|\..*", "", k) for k in dropped})
-    left_out = f"{len(dropped)} left out" + (f" ({', '.join(kinds)})" if kinds else "")
+    left_out = f"{len(dropped)} ignored" + (f" ({', '.join(kinds)})" if kinds else "")
     return (
         f"Swin weights of {source}: {len(state)} loaded, {len(resized)} of them resized, "
-        f"{left_out}, {fresh} of ours stay fresh"
+        f"{left_out}, {fresh} others keep their initial values"
     )
 
 
 def _read(source: str) -> dict[str, Tensor]:
     path = Path(source)
     if path.is_file() or path.suffix in FILE_TYPES or len(path.parts) > 1:
-        return read_file(path)
+        return read_checkpoint(path)
     import timm
 
     if not timm.is_model(source):  # knows names with a tag too: swin_…_224.ms_in1k
@@ -96,7 +96,7 @@ def _read(source: str) -> dict[str, Tensor]:
 
 
 def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm keeps patch merging at the head of the next stage; the official release at the tail."""
+    """timm has patch merging at the start of the next stage, the official release at the end."""
     if any(k.startswith("layers.0.downsample.") for k in state):
         return state
 

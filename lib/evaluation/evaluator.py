@@ -1,9 +1,12 @@
-"""One pass over a dataset: predictions, and the pixels they share with the ground truth."""
+"""Evaluation: predictions over a dataset, and their pixel counts against the ground truth.
+
+Validation while training and test.py both use :func:`evaluate`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,38 +15,64 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.loaders import Batch, to_device
-from lib.evaluation.metrics import Counts
+import utils
+from data.dataset_refer_bert import OtherObjectExpressions, ReferDataset
+from data.loaders import Batch, ShardedBatches, build_loader, one_expression_per_object, to_device
+from lib.evaluation.metrics import Counts, summarise
+from lib.evaluation.summary import Summary, summary
 from lib.runtime import autocast
 from refer.masks import RunLengths, run_lengths, shared_pixels
+from utils import DistInfo
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How samples are evaluated; the names are those of the command line's flags.
+
+    Attributes:
+        batch_size: samples of a batch.
+        workers: loader processes.
+        pin_mem: page-locked batches.
+        amp: see :func:`lib.runtime.autocast`.
+        eval_size: 'model' counts pixels at the model's input size, 'original' at the image's.
+    """
+
+    batch_size: int
+    workers: int = 0
+    pin_mem: bool = False
+    amp: str = "off"
+    eval_size: str = "model"
 
 
 class Prediction(NamedTuple):
-    """What the model says about an object, at the photo's own size."""
+    """A mask at the image's original size."""
 
     mask: npt.NDArray[np.bool_]  # (H, W)
     probability: npt.NDArray[np.float32]  # (H, W), of belonging to the object
 
 
 class SamplePrediction(NamedTuple):
-    """What was found for a sample: pixels of the protocol, masks at the photo's own size."""
+    """A sample's pixel counts, and its masks at the image's original size."""
 
-    sample: int  # its index in the data set
+    sample: int  # its index in the dataset
     intersection: int
     union: int
-    score: float  # mean probability inside the predicted mask; 0 where that is empty
+    score: float  # mean probability inside the predicted mask; 0 if that is empty
     mask: RunLengths
-    truth: RunLengths
+    ground_truth: RunLengths
+
+
+OnPrediction = Callable[[SamplePrediction], None]
 
 
 def decide_mask(logits: Tensor) -> Tensor:
-    """The mask that the expressions of one object give.
+    """The mask of one object.
 
     Args:
-        logits: (K, 2, H, W) of K expressions. Several are averaged as probabilities.
+        logits: (K, 2, H, W) of K expressions. The probabilities of several are averaged.
 
     Returns:
-        (H, W) bool: the argmax; a tie is background.
+        (H, W) bool: the argmax over the two classes; a tie is background.
     """
     background, target = logits[0] if len(logits) == 1 else logits.float().softmax(1).mean(0)
     return target > background
@@ -51,14 +80,11 @@ def decide_mask(logits: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def resize_prediction(logits: Tensor, height: int, width: int) -> Prediction:
-    """SamplePrediction at the photo's own size.
-
-    The logits, not the mask, are resized (bilinear, pixel centres as PIL has them), so that the
-    contour is as smooth as the model's belief; then it is decide_maskd as at the model's size.
+    """Resize logits (bilinear) to the image's original size, then decide the mask there.
 
     Args:
-        logits: (2, S, S) of a sentence, or (K, 2, S, S) of an object's K expressions.
-        height, width: of the photo, pixels.
+        logits: (2, S, S) of one expression, or (K, 2, S, S) of an object's K expressions.
+        height, width: of the image, pixels.
     """
     each = logits.float().reshape(-1, *logits.shape[-3:])
     full = F.interpolate(each, (height, width), mode="bilinear", align_corners=False)
@@ -66,120 +92,136 @@ def resize_prediction(logits: Tensor, height: int, width: int) -> Prediction:
     return Prediction(decide_mask(full).cpu().numpy(), probability.cpu().numpy())
 
 
-def expression_logits(model: nn.Module, batch: Batch, amp: str) -> tuple[Tensor, list[int]]:
+def expression_logits(model: nn.Module, batch: Batch, amp: str) -> list[Tensor]:
     """Run the model on every expression of a batch.
+
+    On a CPU each expression takes a forward pass of its own, so its logits do not depend on the
+    batch that it is in. On other devices at most B expressions go through the model at a time.
 
     Args:
         model: in eval mode.
-        batch: on the model's device, normalised; input_ids (B, N_l), or (B, K, N_l) of which
-            the first ``batch["expressions"]`` (B,) of each sample are expressions;
-            ``batch["of_picture"]`` (B,), if there, is which picture a sample is about.
-        amp: see :func:`autocast`.
+        batch: on the model's device, image normalised; input_ids (B, N_l), or (B, K, N_l) where
+            the first ``batch["expressions"]`` (B,) rows of each sample are in use.
+        amp: see :func:`lib.runtime.autocast`.
 
     Returns:
-        logits: (E, 2, S, S) of all E expressions, sample by sample.
-        counts: how many each sample has; their sum is E.
+        (K_i, 2, S, S) of each of the B samples, K_i its number of expressions.
     """
     image, ids, mask = batch["image"], batch["input_ids"], batch["attention_mask"]
-    size, counts = len(ids), [1] * len(ids)
-    owner = batch.get("of_picture", torch.arange(size, device=ids.device))
+    size = len(image)
+    owner = torch.arange(size, device=ids.device)  # the sample of each expression
+    counts = [1] * size
     if ids.dim() == 3:
-        real = torch.arange(ids.shape[1], device=ids.device) < batch["expressions"][:, None]
-        ids, mask = ids[real], mask[real]
+        used = torch.arange(ids.shape[1], device=ids.device) < batch["expressions"][:, None]
+        ids, mask = ids[used], mask[used]
         owner = owner.repeat_interleave(batch["expressions"])
         counts = batch["expressions"].tolist()
-    one_each = len(owner) == len(image)
-    shares = getattr(model, "shares_pictures", False)
+    at_once = 1 if image.device.type == "cpu" else size
     logits = []
     with autocast(image.device, amp):
-        for pictures, part in _parts(image, owner, size):
-            shown, of_picture = image[pictures], owner[part] - pictures.start
-            if shares and len(shown) < len(of_picture):
-                logits.append(model(shown, ids[part], mask[part], of_picture))
-            else:
-                each = shown if one_each else shown[of_picture]
-                logits.append(model(each, ids[part], mask[part]))
-    return torch.cat(logits), counts
-
-
-def _parts(image: Tensor, owner: Tensor, most: int) -> Iterator[tuple[slice, slice]]:
-    """Which pictures and expressions go through the model at a time.
-
-    Args:
-        image: (U, 3, S, S).
-        owner: (E,), which picture an expression is about; rising.
-        most: expressions at a time, so that memory does not grow with their number.
-
-    Yields:
-        Pictures, and the expressions about them.
-    """
-    everything = slice(0, len(image))
-    if image.device.type == "cpu" and len(image) > 1:
-        # What one picture needs stays in the caches; what several need does not.
-        ends = torch.bincount(owner, minlength=len(image)).cumsum(0).tolist()
-        spans = [(slice(u, u + 1), *pair) for u, pair in enumerate(pairwise([0, *ends]))]
-    else:
-        spans = [(everything, 0, len(owner))]
-    for pictures, first, end in spans:
-        for start in range(first, end, most):
-            yield pictures, slice(start, min(start + most, end))
+        for part in torch.arange(len(owner), device=ids.device).split(at_once):
+            logits.append(model(image[owner[part]], ids[part], mask[part]))
+    return list(torch.cat(logits).split(counts))
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    loader: Iterable[Batch],
-    size: int,
-    device: torch.device,
-    amp: str = "off",
-    progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
-    *,
-    at_photo: bool = False,
-    answer: Callable[[SamplePrediction], None] | None = None,
-) -> Counts:
-    """Count intersections and unions (LAVT, Sec. 4.1).
+    dataset: ReferDataset | OtherObjectExpressions,
+    indices: Sequence[int],
+    config: EvalConfig,
+    info: DistInfo,
+    on_prediction: OnPrediction | None = None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Count intersections and unions of samples over all ranks (LAVT, Sec. 4.1).
+
+    Each rank evaluates its own batches; nothing is padded or counted twice, and integers are
+    summed, so the reduction is exact.
 
     Args:
-        model: unwrapped, so that no forward communicates and shards may differ in length.
-        loader: this process' batches; those for ``at_photo`` and ``answer`` have true masks at
-            the photo's size.
-        size: number of samples of the whole data set.
-        device: where the model lives.
-        amp: see :func:`autocast`.
-        progress: wraps the loader, to show how far it is.
-        at_photo: count at the photo's own size, not at that of the model's input.
-        answer: takes what was found for each sample.
+        model: not wrapped in DDP: ranks may have different numbers of batches.
+        dataset: of the samples; made with ``original_masks`` for ``eval_size`` 'original' and
+            for ``on_prediction``.
+        indices: the samples to evaluate.
+        config: how.
+        info: this rank, and the device of the model.
+        on_prediction: called with every sample that this rank evaluates.
 
     Returns:
-        Counts of this process' samples.
+        Intersection and union, (N,) each, in the order of ``indices``; the same on all ranks.
     """
     model.eval()
-    counts = Counts(size, device)
-    for batch in progress(loader):
-        batch = to_device(batch, device)
-        logits, expressions = expression_logits(model, batch, amp)
-        of_sample = logits.split(expressions)
-        if not at_photo:
-            counts.add(batch["index"], torch.stack([*map(decide_mask, of_sample)]), batch["target"])
-        if at_photo or answer:
-            for found in _sample_predictions(batch, of_sample, counts, at_photo):
-                if answer:
-                    answer(found)
-    return counts
+    order = dataset.group_by_image(indices)  # so that an image is decoded once
+    batches = ShardedBatches(order, config.batch_size, info.rank, info.world)
+    loader = build_loader(dataset, batches, config.workers, config.pin_mem)
+    counts = Counts(len(dataset), info.device)
+    original = config.eval_size == "original"
+    for batch in utils.progress(loader, "evaluation", info.rank, len(batches)):
+        batch = to_device(batch, info.device)
+        logits = expression_logits(model, batch, config.amp)
+        if not original:
+            counts.add(batch["index"], torch.stack([*map(decide_mask, logits)]), batch["target"])
+        if original or on_prediction:
+            for prediction in _original_size(batch, logits, counts, original):
+                if on_prediction:
+                    on_prediction(prediction)
+    utils.all_reduce_sum(counts.table)
+    return counts.of(list(indices))
 
 
-def _sample_predictions(
-    batch: Batch, logits: Iterable[Tensor], counts: Counts, at_photo: bool
+def _original_size(
+    batch: Batch, logits: list[Tensor], counts: Counts, count: bool
 ) -> Iterator[SamplePrediction]:
-    """Resize each sample's logits to its photo; counts there where ``at_photo``."""
+    """Resize each sample's logits to its image; with ``count``, count its pixels there."""
     sizes = zip(batch["height"].tolist(), batch["width"].tolist(), strict=True)
-    samples = zip(batch["index"].tolist(), sizes, batch["truth"], logits, strict=True)
-    for index, (height, width), runs, of_sample in samples:
-        found = resize_prediction(of_sample, height, width)
-        mask, truth = run_lengths(found.mask), {"size": [height, width], "counts": runs}
-        if at_photo:
-            counts.put(index, *shared_pixels(mask, truth))
-        inside = found.probability[found.mask]
+    samples = zip(batch["index"].tolist(), sizes, batch["original_mask"], logits, strict=True)
+    for index, (height, width), runs, sample_logits in samples:
+        prediction = resize_prediction(sample_logits, height, width)
+        mask, ground_truth = run_lengths(prediction.mask), {"size": [height, width], "counts": runs}
+        if count:
+            counts.put(index, *shared_pixels(mask, ground_truth))
+        inside = prediction.probability[prediction.mask]
         score = float(inside.mean(dtype=np.float64)) if len(inside) else 0.0
         inter, union = counts.table[index, :2].tolist()
-        yield SamplePrediction(index, inter, union, score, mask, truth)
+        yield SamplePrediction(index, inter, union, score, mask, ground_truth)
+
+
+def evaluate_split(
+    model: nn.Module,
+    dataset: ReferDataset,
+    config: EvalConfig,
+    info: DistInfo,
+    *,
+    one_expression_seed: int | None = None,
+    control: bool = False,
+    on_prediction: OnPrediction | None = None,
+) -> Summary:
+    """All numbers of a split.
+
+    Args:
+        model, dataset, config, info, on_prediction: as for :func:`evaluate`.
+        one_expression_seed: if given, one expression per object is drawn with this seed.
+        control: also evaluate each object with the expression of another object in its image.
+    """
+    samples = list(range(len(dataset)))
+    if one_expression_seed is not None:
+        samples = one_expression_per_object(dataset.samples_of_ref, one_expression_seed, 0)
+    inter, union = evaluate(model, dataset, samples, config, info, on_prediction)
+    kinds = dataset.sample_kinds()
+    result = summary(inter, union, _objects(dataset, samples), [kinds[i] for i in samples])
+    if control:
+        others = OtherObjectExpressions(dataset)
+        if chosen := sorted(set(samples) & set(others.indices)):
+            same = np.isin(samples, chosen)
+            result.rows["same, right sentence"] = summarise(inter[same], union[same])
+            wrong = evaluate(model, others, chosen, config, info)
+            result.rows["same, sentence of another object"] = summarise(*wrong)
+    return result
+
+
+def _objects(dataset: ReferDataset, samples: Sequence[int]) -> list[int]:
+    """A number for the object of each sample: references to the same annotations share it."""
+    records = [dataset.records[i] for i in samples]
+    keys = [tuple(record.ann_ids) or (-1, record.ref_id) for record in records]
+    number = {key: i for i, key in enumerate(sorted(set(keys)))}
+    return [number[key] for key in keys]

@@ -12,12 +12,15 @@ import glob
 import heapq
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import utils
+from data.dataset_refer_bert import ReferDataset
 from lib.errors import InputError
 from lib.evaluation.evaluator import SamplePrediction
+from utils import DistInfo, log
 
 SCORE_DIGITS = 6
 
@@ -38,76 +41,100 @@ def line(about: dict[str, Any], answer: SamplePrediction, protocol: str) -> dict
         "union": answer.union,
         "score": round(answer.score, SCORE_DIGITS),
         "segmentation": answer.mask,
-        "truth": answer.truth,
+        "truth": answer.ground_truth,
         "protocol": protocol,
     }
 
 
-class Part:
-    """One process' share of a file of predictions, beside that file while it is written.
+class PredictionsFile:
+    """Writes the predictions of one split after another, from all ranks, in the samples' order.
+
+    Use it as a context manager: at its end the ranks' parts become one file, written atomically;
+    after an error they are removed.
 
     Args:
-        path: of the whole file.
-        number: of the share.
+        path: of the file; None writes nothing.
+        protocol: label of the evaluation's protocol.
+        info: this process.
 
     Raises:
         InputError: it cannot be written.
     """
 
-    def __init__(self, path: Path, number: int) -> None:
-        self.path = _part(path, number)
-        self.file: IO[str]
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "w", encoding="ascii")  # noqa: SIM115
+    def __init__(self, path: str | os.PathLike[str] | None, protocol: str, info: DistInfo) -> None:
+        self.path = None if path is None else Path(path)
+        self.protocol, self.info = protocol, info
+        self.before = 0  # samples of the splits before this one
+        self.file: IO[str] | None = None
+
+    def __enter__(self) -> PredictionsFile:
+        if self.path is not None:
+            with _writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = open(_part(self.path, self.info.rank), "w", encoding="ascii")
+        return self
+
+    def writer(self, dataset: ReferDataset) -> Callable[[SamplePrediction], None] | None:
+        """The function that writes the predictions of the next split; None without a file."""
+        if self.file is None:
+            return None
+        first, kinds = self.before, dataset.sample_kinds()
+        self.before += len(dataset)
+
+        def write(prediction: SamplePrediction) -> None:
+            kind = kinds[prediction.sample]
+            about = dataset.describe(prediction.sample) | ({"kind": kind} if kind else {})
+            self.write(first + prediction.sample, line(about, prediction, self.protocol))
+
+        return write
 
     def write(self, place: int, content: dict[str, Any]) -> None:
-        """Add a line that belongs at ``place`` of the whole file; places come in rising order.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Write one line, numbered by its place in the merged file; places rise on each rank."""
+        assert self.path is not None
+        assert self.file is not None
         with _writing(self.path):
-            # Escapes keep a sentence's own line breaks and broken characters out of the file.
+            # JSON escapes keep line breaks and invalid characters of an expression out of the file.
             self.file.write(f"{place}\t{json.dumps(content, allow_nan=False)}\n")
 
-    def close(self) -> None:
-        """Write what is still in memory.
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.path is None or self.file is None:
+            return
+        try:
+            with _writing(self.path):
+                self.file.close()
+        except BaseException:
+            self._remove()
+            raise
+        if kind is not None:
+            self._remove()
+            return
+        utils.barrier()
+        if self.info.is_main:
+            _merge_parts(self.path, self.info.world)
+            log.info("written: %s", self.path)
 
-        Raises:
-            InputError: it cannot be written.
-        """
-        with _writing(self.path):
-            self.file.close()
-
-    def discard(self) -> None:
-        """Remove the share of a run that failed."""
+    def _remove(self) -> None:
+        assert self.path is not None
         with contextlib.suppress(OSError):
-            self.file.close()
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+            _part(self.path, self.info.rank).unlink()
 
 
-def merge_parts(path: Path, parts: int) -> None:
-    """Make the file of its closed parts, whole or not at all, and remove them.
-
-    Args:
-        path: of the file.
-        parts: how many processes wrote one.
+def _merge_parts(path: Path, parts: int) -> None:
+    """Merge the ranks' parts by place, and remove them.
 
     Raises:
-        InputError: a part cannot be read, or the file not be written.
+        InputError: a part is missing, or the file cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
-    paths = [_part(path, number) for number in range(parts)]
+    paths = [_part(path, rank) for rank in range(parts)]
     if missing := [part for part in paths if not part.is_file()]:
         raise InputError(f"{missing[0]} is missing: all processes must see one file system")
     with _writing(path), contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(part, encoding="ascii")) for part in paths]
-        whole = stack.enter_context(open(partial, "w", encoding="ascii"))
+        merged = stack.enter_context(open(partial, "w", encoding="ascii"))
         for _, content in heapq.merge(*map(_placed, files)):
-            whole.write(content)
-        whole.flush()
+            merged.write(content)
+        merged.flush()
         os.replace(partial, path)
     for part in path.parent.glob(f"{glob.escape(path.name)}.part*"):
         part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What an evaluation's numbers mean, and in what that differs from the standard."""
+"""The evaluation protocol, and how it differs from the standard."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Protocol:
 
     Attributes:
         eval_mode: a sample is each expression alone, or an object, whose expressions are joined
-            into one text (cat) or whose predicted probabilities are averaged (mean).
-        eval_size: where pixels are counted: at img_size x img_size (model), or at the photo's own
-            size, to which the logits are resized (original).
+            (cat) or whose predicted probabilities are averaged (mean).
+        eval_size: where pixels are counted: at img_size x img_size (model), or at the image's
+            original size, to which the logits are resized (original).
         text: the expression as written (raw), or lower-cased and cleaned (sent).
         mask_mode: pixels in two polygons of an object are background (release) or object (union).
         val_expressions: all of an object, or one drawn at random.
-        img_size: side of the square that the model sees, pixels.
-        max_tokens: N_l, where a text is cut.
+        img_size: side of the model's square input, pixels.
+        max_tokens: N_l; longer expressions are cut.
         model_tokens: the N_l that the model is published with.
     """
 
@@ -41,7 +41,7 @@ class Protocol:
     model_tokens: int = 20
 
     def choices(self) -> dict[str, Any]:
-        """Every choice, by its option's name."""
+        """Every choice, by its flag's name."""
         names = [name for name in self.__dataclass_fields__ if name != "model_tokens"]
         return {name: getattr(self, name) for name in names}
 
@@ -61,12 +61,12 @@ class Protocol:
         return " ".join(f"{k}={v}" for k, v in self.differences().items()) or STANDARD
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the choices, and how they are called in short."""
+        """For JSON: the label and the choices."""
         return {"label": self.label, "standard": self.is_standard, **self.choices()}
 
 
-def at_photo_size(label: str) -> str:
-    """The label of what was evaluated as ``label`` says, but counted at the photo's own size."""
+def at_original_size(label: str) -> str:
+    """The label with pixels counted at the image's original size instead."""
     choices = {} if label == STANDARD else dict(part.split("=", 1) for part in label.split(" "))
     choices["eval_size"] = "original"
     order = [name for name in Protocol.__dataclass_fields__ if name in choices]

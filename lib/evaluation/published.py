@@ -1,7 +1,4 @@
-"""The published results, and whether a number may be compared with them.
-
-docs/results.md and the README show the same rows; a test compares them with these.
-"""
+"""The published results, and whether a measured number may be compared with them."""
 
 from __future__ import annotations
 
@@ -9,8 +6,7 @@ from dataclasses import dataclass
 
 from lib.evaluation.bootstrap import COLUMNS
 from lib.evaluation.protocol import Protocol
-from refer.datasets import PUBLISHED as SIZES
-from refer.datasets import UNVERIFIED
+from refer.datasets import PUBLISHED_ROWS, ROW_NOTES, UNVERIFIED, published_counts
 
 TITLES = {
     "lavt": "LAVT, cross entropy",
@@ -18,60 +14,16 @@ TITLES = {
     "crossvlt": "CrossVLT",
 }
 
-# P@0.5, P@0.6, P@0.7, P@0.8, P@0.9, oIoU, mIoU in percent by data set, splitBy and split.
-ROWS: dict[str, dict[tuple[str, str, str], tuple[float, ...]]] = {
-    "lavt": {
-        ("refcoco", "unc", "val"): (84.46, 80.90, 75.28, 64.71, 34.30, 72.73, 74.46),
-        ("refcoco", "unc", "testA"): (88.07, 85.17, 79.90, 68.52, 35.69, 75.82, 76.89),
-        ("refcoco", "unc", "testB"): (79.12, 74.94, 69.17, 59.37, 34.45, 68.79, 70.94),
-        ("refcoco+", "unc", "val"): (74.44, 70.91, 65.58, 56.34, 30.23, 62.14, 65.81),
-        ("refcoco+", "unc", "testA"): (80.68, 77.96, 72.90, 62.21, 32.36, 68.38, 70.97),
-        ("refcoco+", "unc", "testB"): (65.66, 61.85, 55.94, 47.56, 27.24, 55.10, 59.23),
-        ("refcocog", "umd", "val"): (70.81, 65.28, 58.60, 47.49, 22.73, 61.24, 63.34),
-        ("refcocog", "umd", "test"): (71.54, 66.38, 59.00, 48.21, 23.10, 62.09, 63.62),
-        ("refcocog", "google", "val"): (71.16, 67.21, 61.76, 51.98, 27.30, 60.50, 63.66),
-    },
-    "lavt_one": {
-        ("refcoco", "unc", "val"): (85.87, 82.13, 76.64, 65.45, 35.30, 73.50, 75.41),
-        ("refcoco", "unc", "testA"): (88.47, 85.63, 80.57, 68.84, 35.71, 75.97, 77.31),
-        ("refcoco", "unc", "testB"): (80.20, 76.49, 70.34, 60.12, 34.94, 69.33, 71.86),
-        ("refcoco+", "unc", "val"): (76.19, 72.27, 66.82, 56.87, 30.15, 63.79, 67.65),
-        ("refcoco+", "unc", "testA"): (82.50, 79.44, 74.00, 63.27, 31.99, 69.79, 72.53),
-        ("refcoco+", "unc", "testB"): (68.03, 63.35, 57.29, 47.92, 26.98, 56.49, 61.22),
-        ("refcocog", "umd", "val"): (75.82, 71.06, 63.99, 52.98, 27.31, 64.02, 67.41),
-        ("refcocog", "umd", "test"): (76.12, 71.13, 64.58, 53.62, 28.03, 64.49, 67.45),
-        ("refcocog", "google", "val"): (72.57, 68.65, 63.09, 53.33, 28.14, 61.31, 64.84),
-    },
-    "crossvlt": {
-        ("refcoco", "unc", "val"): (85.82, 82.80, 77.49, 67.21, 35.97, 73.44, 75.48),
-        ("refcoco", "unc", "testA"): (88.92, 86.25, 81.62, 69.79, 36.68, 76.16, 77.54),
-        ("refcoco", "unc", "testB"): (81.35, 77.74, 72.27, 62.63, 37.64, 70.15, 72.69),
-        ("refcoco+", "unc", "val"): (76.41, 73.09, 68.49, 59.09, 31.39, 63.60, 67.27),
-        ("refcoco+", "unc", "testA"): (82.43, 79.57, 74.80, 64.65, 32.89, 69.10, 72.00),
-        ("refcoco+", "unc", "testB"): (67.19, 63.31, 58.89, 49.93, 29.15, 55.23, 60.09),
-        ("refcocog", "umd", "val"): (74.75, 70.45, 64.58, 54.21, 28.57, 62.68, 66.21),
-        ("refcocog", "umd", "test"): (71.54, 66.38, 59.00, 48.21, 23.10, 63.75, 62.09),
-    },
-}
-
-# Published rows that should not be believed whole.
-NOTES = {
-    ("crossvlt", "refcocog", "umd", "test"): (
-        "P@K of this published row repeat LAVT's, digit for digit, and its mIoU is LAVT's oIoU; "
-        "they look like a slip of the authors. Only its oIoU should be quoted."
-    ),
-}
-
 
 @dataclass(frozen=True)
 class Published:
-    """What was published for a split.
+    """The published numbers of a split.
 
     Attributes:
         title: of the published model.
-        values: percent, by column; none where other data were evaluated here.
-        reason: why a measured number must not be compared with it; '' where it may.
-        note: what to know about the row; '' for nothing.
+        values: percent, by column; empty if other data were evaluated here.
+        reason: why a measured number must not be compared with it; '' if it may.
+        note: a caveat on the row; '' for none.
     """
 
     title: str
@@ -90,23 +42,23 @@ def look_up(
     """The published row of a model and split.
 
     Args:
-        model: lavt, lavt_one, crossvlt, or one of which nothing is published.
-        data: data set, splitBy, split.
-        protocol: of the number to be compared.
-        objects, expressions: size of the split here; of a subset, or of other data that stands in
-            the same folder, nothing was published.
+        model: its name.
+        data: dataset, splitBy, split.
+        protocol: of the measured number.
+        objects, expressions: size of the split here; nothing was published for a subset, or for
+            other data in the same folder.
 
     Returns:
-        None where nothing was published.
+        None if nothing was published.
     """
-    values = ROWS.get(model, {}).get(data)
+    values = PUBLISHED_ROWS.get(model, {}).get(data)
     if values is None:
         return None
-    size = SIZES[data[0], data[1]][data[2]]
-    sentences = None if data in UNVERIFIED else size.sentences
-    if objects != size.refs or sentences not in (None, expressions):
+    size = published_counts(data[0], data[1])[data[2]]
+    expected = None if data in UNVERIFIED else size.sentences
+    if objects != size.refs or expected not in (None, expressions):
         reason = f"other data: {objects} objects here, {size.refs} published"
         return Published(TITLES[model], {}, reason)
     row = dict(zip(COLUMNS, values, strict=True))
     reason = "" if protocol.is_standard else f"other protocol: {protocol.label}"
-    return Published(TITLES[model], row, reason, NOTES.get((model, *data), ""))
+    return Published(TITLES[model], row, reason, ROW_NOTES.get((model, *data), ""))

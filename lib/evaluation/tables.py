@@ -16,7 +16,6 @@ from lib.evaluation.published import Published
 from lib.evaluation.summary import Summary
 from utils import write_text
 
-NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "G-Ref", "refclef": "RefCLEF"}
 METHOD = (
     f"Intervals: {100 * LEVEL:.0f} % bootstrap over objects, {RESAMPLES:,} draws "
     "(±: half an interval's width)."

@@ -129,21 +129,16 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     amsgrad: bool = False,
-    fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW over the groups (LAVT, Sec. 4.2).
+    """AdamW over the groups, fused into one kernel (LAVT, Sec. 4.2).
 
     Args:
         groups: of :func:`parameter_groups`.
         lr, weight_decay, amsgrad: AdamW's.
-        fused: one kernel for all parameters: the same formula, rounded otherwise.
     """
-    # param_names would be taken for torch's own named-parameter feature, which wants all of them
-    # in one form; the names are kept by this module's functions instead.
+    # AdamW would save param_names in its state, which published optimizer states do not have.
     plain = [{k: v for k, v in group.items() if k != "param_names"} for group in groups]
-    return torch.optim.AdamW(
-        plain, lr=lr, weight_decay=weight_decay, amsgrad=amsgrad, fused=fused or None
-    )
+    return torch.optim.AdamW(plain, lr=lr, weight_decay=weight_decay, amsgrad=amsgrad, fused=True)
 
 
 def poly_schedule(

@@ -1,4 +1,4 @@
-"""The state files of a training run: which there are, and which is the newest good one."""
+"""The checkpoint files of a training run, and which of them is the newest usable one."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lib.checkpoint import TRAINING_STATE, read_file, write_partial
+from lib.checkpoint import TRAINING_STATE, read_checkpoint, write_partial
 from lib.errors import InputError
 
 
 class StateFiles:
-    """Files of one run in ``--output-dir``; written by the main process alone.
+    """The checkpoints of one run in ``--output_dir``; written by rank 0 alone.
 
     - ``model_last``: the newest state, replaced by each save.
-    - ``model_previous``: the one before, should the disk damage the newest.
-    - ``model_best``: that of the best epoch.
-    - ``model_nonfinite``: a state for inspection, of a step whose numbers went wrong.
+    - ``model_previous``: the one before it, in case ``model_last`` is damaged.
+    - ``model_best``: the state after the best epoch.
+    - ``model_nonfinite``: the state at a step whose numbers were not finite, for inspection.
 
     Args:
         folder: the output folder.
-        model_id: names the run.
+        model_id: name of the run.
     """
 
     def __init__(self, folder: str | os.PathLike[str], model_id: str) -> None:
@@ -32,54 +32,54 @@ class StateFiles:
         )
 
     def save(self, content: dict[str, Any], *, best: bool = False) -> None:
-        """Write ``model_last``, and the same as ``model_best``.
+        """Write ``model_last`` and, if ``best``, the same as ``model_best``.
 
-        A process killed at any moment leaves each name either as it was or whole. ``model_best``
-        comes first: a run that continues from the older ``model_last`` makes it again.
+        A process killed at any moment leaves each file either unchanged or complete.
+        ``model_best`` comes first: a run resumed from the older ``model_last`` writes it again.
 
         Raises:
-            InputError: it cannot be written; the files that were there stay.
+            InputError: it cannot be written; the existing files stay.
         """
         partial = write_partial(content, self.last)
         try:
             if best:
-                _second_name(partial, self.best)
+                _link(partial, self.best)
             if self.last.exists():
-                _second_name(self.last, self.previous)
+                _link(self.last, self.previous)
             os.replace(partial, self.last)
             _sync_folder(self.last.parent)
         except OSError as e:
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise InputError(
-                f"cannot write {self.last} ({e.strerror}): free some space or change --output-dir"
+                f"cannot write {self.last} ({e.strerror}): free some space or change --output_dir"
             ) from e
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest file that a run can continue from, None if there is none.
+        """The newest file that a run can resume from, None if there is none.
 
         Returns:
-            The file, and a sentence for each newer one that is of no use.
+            The file, and for each newer file the reason why it cannot be used.
         """
-        complaints = []
+        reasons = []
         for path in (self.last, self.previous, self.best):
             if not path.exists():
                 continue
             try:
-                content = read_file(path)
+                content = read_checkpoint(path)
             except InputError as e:
-                complaints.append(str(e))
+                reasons.append(str(e))
                 continue
             if all(k in content for k in TRAINING_STATE):
-                return path, complaints
-            complaints.append(f"{path} holds weights only: it can be tested, not resumed")
-        return None, complaints
+                return path, reasons
+            reasons.append(f"{path} holds weights only: it can be tested, not resumed")
+        return None, reasons
 
-    def set_aside(self, keep: str | os.PathLike[str] = "") -> list[Path]:
-        """Rename the files of an earlier run of this name, so that neither run loses its own.
+    def rename_existing(self, keep: str | os.PathLike[str] = "") -> list[Path]:
+        """Rename the files of an earlier run of this name, so that no run loses its own.
 
         Args:
-            keep: a file that stays, because this run continues from it.
+            keep: a file that stays, because this run resumes from it.
 
         Returns:
             The new names.
@@ -89,32 +89,32 @@ class StateFiles:
         """
         states = [path for path in (self.last, self.previous, self.best) if path.exists()]
         kept = keep and Path(keep).exists()
-        return [set_aside(path) for path in states if not (kept and path.samefile(keep))]
+        return [rename_existing(path) for path in states if not (kept and path.samefile(keep))]
 
 
-def set_aside(path: Path) -> Path:
-    """Rename an older run's file, so that a fresh run does not write over it.
+def rename_existing(path: Path) -> Path:
+    """Rename a file of an earlier run, so that a fresh run does not overwrite it.
 
     Returns:
-        The new name, which no file had.
+        The new path, which did not exist.
 
     Raises:
         InputError: it cannot be renamed.
     """
     number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+    while (renamed := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
         number += 1
     try:
-        path.rename(aside)
+        path.rename(renamed)
     except OSError as e:
-        raise InputError(f"cannot rename {path} to {aside.name}: {e.strerror}") from e
-    return aside
+        raise InputError(f"cannot rename {path} to {renamed.name}: {e.strerror}") from e
+    return renamed
 
 
-def _second_name(source: Path, name: Path) -> None:
-    """Let ``name`` be the file ``source`` too, replacing what it was at one moment."""
+def _link(source: Path, name: Path) -> None:
+    """Make ``name`` a hard link of ``source``, or a copy, replacing it atomically."""
     if name.exists() and name.samefile(source):
-        return  # as a save that was cut short left it; renaming one onto the other does nothing
+        return  # left by a save that was killed; os.replace would do nothing
     link = name.with_name(name.name + ".partial")
     with contextlib.suppress(FileNotFoundError):
         link.unlink()
@@ -128,7 +128,7 @@ def _second_name(source: Path, name: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new names survive a power cut, where the system can promise it."""
+    """Flush the new names to disk, if the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -44,7 +44,7 @@ def build(object_bias: float | None = None) -> LAVT:
 
 
 def save(model: LAVT, path: Path) -> Path:
-    checkpoint.write_file(dict(model.to_published()), path)
+    checkpoint.write_checkpoint(dict(model.to_published()), path)
     return path
 
 

@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 import test as test_script
 from args import parse_test, protocol_of
 from bert import encode, load_tokenizer
-from data.transforms import Preprocess, normalize
-from lib.checkpoint import write_file
+from data.transforms import as_tensor, normalize, resize_image
+from lib.checkpoint import write_checkpoint
 from lib.errors import InputError
 from lib.evaluation.metrics import summarise
 from lib.segmentation import build_model
@@ -43,7 +43,7 @@ def checkpoint(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Path
         gap = (logits[:, 1] - logits[:, 0]).median()
         model.get_parameter("classifier.conv1_1.bias")[1] -= gap
     path = tmp_path_factory.mktemp("random") / "random.pth"
-    write_file(dict(model.to_published()), path)
+    write_checkpoint(dict(model.to_published()), path)
     return path
 
 
@@ -124,7 +124,7 @@ def test_averages_at_the_size_of_the_photo_against_numpy(
         pairs = []
         for ref in refer.loadRefs(refer.getRefIds(split=split)):
             truth = refer.getMask(ref)["mask"] > 0
-            image = normalize(Preprocess(56).image(refer.open_image(ref["image_id"])))[None]
+            image = normalize(as_tensor(resize_image(refer.open_image(ref["image_id"]), 56)))[None]
             sents = [sentence["sent"] for sentence in ref["sentences"]]
             with torch.inference_mode():
                 logits = torch.cat(

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lib.visualize import PREDICTION, TRUTH
+from lib.visualize import GROUND_TRUTH, PREDICTION
 from tests.browser import Page, find_browser, open_browser
 from tests.record_files import Line, cc0_lines, write_lines
 from tests.refer_files import CC0_ROOT
@@ -227,12 +227,12 @@ def test_masks_are_drawn_where_they_are(page: Page, layer: str) -> None:
     coloured = ~plain & ~near(picture, [WHITE] * 3)
     if layer != "both":
         assert (coloured == marked).all()
-        color = TRUTH if layer == "truth" else PREDICTION
+        color = GROUND_TRUTH if layer == "truth" else PREDICTION
         assert (near(picture, color) | filled(picture, color) == marked).all()
         assert filled(picture, color).sum() > 0.5 * marked.sum()
     else:
-        assert near(picture, TRUTH).any()
-        assert not near(picture, TRUTH)[~truth].any()
+        assert near(picture, GROUND_TRUTH).any()
+        assert not near(picture, GROUND_TRUTH)[~truth].any()
         assert filled(picture, PREDICTION).any()
         assert not filled(picture, PREDICTION)[~found].any()
 
@@ -262,7 +262,7 @@ def test_large_view_and_keys(page: Page) -> None:
     buttons = page.run("document.querySelectorAll('#siblings button').length")
     assert buttons == len(same) - 1
     page.key("t")
-    assert (near(pixels(page, "#large canvas"), TRUTH)).any()
+    assert (near(pixels(page, "#large canvas"), GROUND_TRUTH)).any()
     page.key("Escape")
     assert not page.run("document.querySelector('#large').open")
     assert page.run("document.activeElement.dataset.sample") == "2"

@@ -24,6 +24,7 @@ import utils
 from args import parse_train
 from lib.errors import InputError
 from lib.losses import LOSSES
+from lib.training import trainer
 from tests.scripts import REPO, Shapes, environment, jsonl, one_line_error
 
 TIMES = ("seconds", "seconds_per_step", "peak_memory_gb")
@@ -105,16 +106,16 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int, number: int) -> None:
     """Send this process a signal after so many steps."""
-    real, steps = train_script.Trainer.save_if_due, 0
+    real, steps = trainer.Trainer.save_if_due, 0
 
-    def count_steps(self: train_script.Trainer) -> None:
+    def count_steps(self: trainer.Trainer) -> None:
         nonlocal steps
         steps += 1
         if steps == at:
             os.kill(os.getpid(), number)
         real(self)
 
-    monkeypatch.setattr(train_script.Trainer, "save_if_due", count_steps)
+    monkeypatch.setattr(trainer.Trainer, "save_if_due", count_steps)
 
 
 @pytest.mark.parametrize(
@@ -153,14 +154,14 @@ def test_stopped_while_it_validates(
     options: list[str], whole: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trained epoch is kept; only the validation is made again."""
-    real = train_script.count
+    real = trainer.evaluate
 
     def count(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_script, "count", count)
+        patch.setattr(trainer, "evaluate", count)
         with pytest.raises(utils.Stopped, match="in validation; saved"):
             train_script.main([*options, "--model_id", "parts"])
     saved = state("parts")
@@ -175,13 +176,13 @@ def test_saving_on_the_way_changes_nothing(
     options: list[str], whole: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saves = []
-    real = train_script.StateFiles.save
+    real = trainer.StateFiles.save
 
     def watched(self: Any, content: dict[str, Any], **best: bool) -> None:
         saves.append((content["epoch"], content["progress"]["step"]))
         real(self, content, **best)
 
-    monkeypatch.setattr(train_script.StateFiles, "save", watched)
+    monkeypatch.setattr(trainer.StateFiles, "save", watched)
     train_script.main([*options, "--model_id", "often", "--save-every", "2"])
     on_the_way = list(range(2, whole.steps + 1, 2))
     expected = [(e, s) for e in (-1, 0) for s in (*on_the_way, 0)]
@@ -189,7 +190,7 @@ def test_saving_on_the_way_changes_nothing(
     assert_same(whole.last, state("often"))
     saves.clear()
     ticks = iter(range(0, 10_000_000, 25))  # every look at the clock is 25 seconds later
-    monkeypatch.setattr(train_script.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(ticks))
     train_script.main([*options, "--model_id", "minutes", "--save-every", "1m"])
     assert 2 < len(saves) < 2 * whole.steps
     assert_same(whole.last, state("minutes"))
@@ -241,8 +242,8 @@ def test_auto_starts_fresh_and_ends_at_once(
     before = Path("checkpoints/model_last_lavt.pth").stat().st_mtime_ns
     train_script.main([*options, "--resume", "auto"])
     out = capsys.readouterr().out
-    assert "continuing from checkpoints/model_last_lavt.pth" in out
-    assert "step" not in out.replace("steps an epoch", "")
+    assert "resuming checkpoints/model_last_lavt.pth" in out
+    assert "step" not in out.replace("steps per epoch", "")
     assert Path("checkpoints/model_last_lavt.pth").stat().st_mtime_ns == before
     assert len(lines("lavt")) == len([r for r in lines("lavt") if r["epoch"] == 0])
 
@@ -258,8 +259,8 @@ def test_auto_passes_over_a_damaged_state(
     capsys.readouterr()
     train_script.main([*options, "--model_id", "parts", "--resume", "auto"])
     out = capsys.readouterr().out
-    assert "not continued from: checkpoints/model_last_parts.pth is damaged" in out
-    assert "continuing from checkpoints/model_previous_parts.pth" in out
+    assert "not resumed: checkpoints/model_last_parts.pth is damaged" in out
+    assert "resuming checkpoints/model_previous_parts.pth" in out
     assert_same(whole.last, state("parts"))
     assert whole.lines == lines("parts")
 
@@ -284,7 +285,7 @@ def test_within_an_epoch_the_division_must_stay(
         with pytest.raises(utils.Stopped):
             train_script.main(options)
     argv = [*options, "--resume", "auto", "--batch-size", "2"]
-    assert "give the same processes, --batch-size" in one_line_error(train_script.main, argv)
+    assert "give the same processes, --batch_size" in one_line_error(train_script.main, argv)
 
 
 def test_other_options_are_told(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,7 +293,7 @@ def test_other_options_are_told(options: list[str], capsys: pytest.CaptureFixtur
     argv = [*options, "--resume", "auto", "--seed", "3", "--print-freq", "7"]
     train_script.main(argv)
     out = capsys.readouterr().out
-    assert "the run that is continued had --seed 0, not 3" in out
+    assert "the run that is resumed had --seed 0, not 3" in out
     assert "print_freq" not in out
 
 
@@ -324,7 +325,7 @@ def test_a_disk_that_cannot_be_written_to(
         ended = one_line_error(train_script.main, [*resumed, "--save_error", "continue"])
         assert "trained to the end, but the newest state is not saved" in ended
         assert_same(good, state("other"))
-        real_save, tries = train_script.StateFiles.save, 0
+        real_save, tries = trainer.StateFiles.save, 0
 
         def second_try(self: Any, content: Any, **best: bool) -> None:
             nonlocal full, tries
@@ -332,7 +333,7 @@ def test_a_disk_that_cannot_be_written_to(
             full = tries == 1
             real_save(self, content, **best)
 
-        monkeypatch.setattr(train_script.StateFiles, "save", second_try)
+        monkeypatch.setattr(trainer.StateFiles, "save", second_try)
         saving = ["--save_error", "continue", "--save-every", "2"]
         train_script.main([*resumed, *saving])
         assert_same(whole.last, state("other"))

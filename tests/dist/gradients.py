@@ -10,12 +10,13 @@ import torch.distributed as dist
 from transformers import BertConfig
 
 import utils
-from lib.training import optim
 from lib.losses import cross_entropy
 from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
+from lib.training import optim
+from lib.training.steps import total
 from lib.variants import Variant
-from train import wrap
+from utils import wrap_ddp
 
 
 def model(name: str) -> Segmenter:
@@ -62,8 +63,8 @@ def gradients(name: str, rank: int, info: utils.DistInfo | None = None) -> dict[
     bare = model(name)
     objective: torch.nn.Module = Objective(bare, cross_entropy)
     if info is not None:
-        objective = wrap(Objective(bare, cross_entropy), info)
-    sum(objective(shard(rank)).values()).backward()
+        objective = wrap_ddp(Objective(bare, cross_entropy), info)
+    total(objective(shard(rank))).backward()
     return {n: p.grad.clone() for n, p in bare.named_parameters() if p.grad is not None}
 
 

@@ -67,7 +67,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def _compared(path: Path) -> dict[str, Any]:
-    return {k: v for k, v in checkpoint.read_file(path).items() if k not in UNCOMPARED}
+    return {k: v for k, v in checkpoint.read_checkpoint(path).items() if k not in UNCOMPARED}
 
 
 def _bytes(x: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="tests.parity.table", description=__doc__)
     parser.add_argument("--cases", default=",".join(CASES), help="forward cases, like a,b")
     parser.add_argument(
-        "--skip-slow", action="store_true", help="leave out training and case e in float64"
+        "--skip_slow", action="store_true", help="leave out training and case e in float64"
     )
     parser.add_argument("--bert_tokenizer", default="", help="folder with BERT's vocab.txt")
     args = parser.parse_args(argv)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.checkpoint import write_file
+from lib.checkpoint import write_checkpoint
 from lib.segmentation import build_model
 from tests.parity import golden
 from tests.refer_files import CC0_ROOT, REAL_ROOT, TINY_BERT
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():  # so that both classes occur
         model.get_parameter("classifier.conv1_1.bias").copy_(torch.tensor([0.0, -1.44]))
     path = tmp_path_factory.mktemp("formula") / "formula.pth"
-    write_file(dict(model.to_published()), path)
+    write_checkpoint(dict(model.to_published()), path)
     return path
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.transforms import Preprocess, normalize
+from data.transforms import as_tensor, nearest, normalize, resize_image
+from refer.masks import draw_samples, run_lengths
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES: dict[str, dict[str, Any]] = json.loads((GOLDEN / "preprocessing.json").read_text())["cases"]
@@ -48,7 +49,7 @@ def test_picture(name: str, stored: dict[str, np.ndarray]) -> None:
     case = CASES[name]
     picture = make_picture(case["width"], case["height"], case["seed"])
     assert np.asarray(picture).sum(axis=(0, 1)).tolist() == case["input_sum"]
-    resized = Preprocess(480).image(picture)
+    resized = as_tensor(resize_image(picture, 480))
     assert resized.sum(dim=(1, 2)).tolist() == case["resized_uint8_sum"]
     hwc = resized.permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(thin(hwc), stored[f"{name}_uint8_sample"])
@@ -58,31 +59,18 @@ def test_picture(name: str, stored: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(sums, case["norm_sum"], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["array", "L", "P"])
 @pytest.mark.parametrize("name", CASES)
-def test_mask(name: str, kind: str, stored: dict[str, np.ndarray]) -> None:
+def test_mask(name: str, stored: dict[str, np.ndarray]) -> None:
+    """As samples are made: run lengths drawn at the input's size."""
     case = CASES[name]
-    drawn: Any = make_mask(case["width"], case["height"])
+    height, width = case["height"], case["width"]
+    drawn = make_mask(width, height)
     assert drawn.sum() == case["input_mask_sum"]
-    if kind != "array":
-        drawn = Image.fromarray(drawn.astype(np.uint8))
-    if kind == "P":
-        drawn.putpalette(bytes(range(256)) * 3)
-        assert drawn.mode == "P"
-    mask = Preprocess(480).mask(drawn)
-    assert mask.dtype == torch.int64
+    mask = draw_samples(run_lengths(drawn), nearest(height, 480), nearest(width, 480), "a disc")
     assert mask.sum() == case["mask_sum"]
     expected = np.unpackbits(stored[f"{name}_mask_bits"])[: 480 * 480].reshape(480, 480)
     np.testing.assert_array_equal(mask, expected)
-    np.testing.assert_array_equal(mask.sum(dim=1), stored[f"{name}_mask_row_sums"])
-
-
-def test_both() -> None:
-    image, target = Preprocess(48)(make_picture(97, 211, 303), make_mask(97, 211))
-    assert image.shape == (3, 48, 48)
-    assert target.shape == (48, 48)
-    with pytest.raises(ValueError, match="img_size must be positive"):
-        Preprocess(0)
+    np.testing.assert_array_equal(mask.sum(axis=1), stored[f"{name}_mask_row_sums"])
 
 
 def every_value() -> torch.Tensor:

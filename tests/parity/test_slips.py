@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 import lib.model
-from data.transforms import Preprocess
 from lib import backbone, fusion, lavt, mask_predictor, swin
 from lib.evaluation import metrics
 from lib.lavt import LAVT
@@ -214,27 +213,30 @@ def test_without_a_slip_the_same_check_passes() -> None:
     checks.require(checks.float64_rows("d", ours))
 
 
-def _resized_as_tensor(self: Preprocess, picture: Image.Image) -> Tensor:
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    size = (self.img_size, self.img_size)
-    x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
-    return x[0].round().to(torch.uint8)
+def _resized_as_tensor(image: Image.Image, size: int) -> Image.Image:
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return Image.fromarray(x[0].round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-def _mask_as_tensor(self: Preprocess, mask: Image.Image) -> Tensor:
-    x = torch.from_numpy(np.array(mask))[None, None].float()
-    return F.interpolate(x, (self.img_size, self.img_size), mode="nearest")[0, 0].long()
+def _nearest_of_tensors(size: int, resized: int) -> np.ndarray:
+    numbers = torch.arange(size, dtype=torch.float32)[None, None]
+    taken = F.interpolate(numbers, resized, mode="nearest")[0, 0].long()
+    return np.concatenate([[0], np.cumsum(np.bincount(taken, minlength=size))])
 
 
 @pytest.mark.parametrize(
-    ("method", "slip", "seen"),
-    [("image", _resized_as_tensor, "grey levels"), ("mask", _mask_as_tensor, "mask")],
+    ("function", "slip", "row"),
+    [
+        ("resize_image", _resized_as_tensor, "grey levels"),
+        ("nearest", _nearest_of_tensors, "mask"),
+    ],
 )
 def test_slip_in_preprocessing(
-    method: str, slip: Callable[..., Tensor], seen: str, monkeypatch: Patch
+    function: str, slip: Callable[..., Any], row: str, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(Preprocess, method, slip)
-    with pytest.raises(AssertionError, match=seen):
+    monkeypatch.setattr(checks, function, slip)
+    with pytest.raises(AssertionError, match=row):
         checks.require(checks.preprocessing_rows())
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lib import checkpoint
-from lib.checkpoint import load_model, read_file
+from lib.checkpoint import load_model, read_checkpoint
 from lib.errors import InputError
 from lib.training import optim
 from lib.training.state import Run
@@ -148,7 +148,7 @@ def test_layout(layout: str, zipped: bool, tmp_path: Path, build_nano: Build) ->
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     for target_name in ("lavt", "lavt_one"):  # the same network: each reads the other's file
         target = build_nano(target_name)
-        load_model(target, read_file(path), path)
+        load_model(target, read_checkpoint(path), path)
         for key, value in source.state_dict().items():
             assert torch.equal(target.state_dict()[key], value), key
 
@@ -165,7 +165,7 @@ def test_what_train_py_saves_is_what_the_release_reads(
     run = Run(model, optimizer, schedule, scaler, epoch=3, best_oIoU=50.0)
     args = {"model": name, "lr": 5e-5, "mha": "", "splits": ["val"]}
     path = tmp_path / "model_best.pth"
-    checkpoint.write_file(run.content(args, run.progress(5, [run.share([])], 1)), path)
+    checkpoint.write_checkpoint(run.content(args, run.progress(5, [run.share([])], 1)), path)
 
     content = torch.load(path, weights_only=True)  # today's default, with no allow-list
     release = {"model", "optimizer", "epoch", "args", "lr_scheduler"}
@@ -197,5 +197,5 @@ def test_hostile_file_is_refused_and_does_nothing(zipped: bool, tmp_path: Path) 
     content = {"model": {"w": torch.zeros(1)}, "args": Hostile(f"touch {trace}")}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match="more than tensors and plain values"):
-        read_file(path)
+        read_checkpoint(path)
     assert not trace.exists()

@@ -334,12 +334,12 @@ def check(number: int, aim: Aim, watch: Watch, before: int) -> Kill:
     for path in (watch.files.last, watch.files.previous, watch.files.best):
         try:
             if path.exists():
-                checkpoint.read_file(path)
+                checkpoint.read_checkpoint(path)
         except InputError as e:
             kill.faults.append(str(e))
     newest, _ = watch.files.newest()
     if newest is not None:
-        content = checkpoint.read_file(newest)
+        content = checkpoint.read_checkpoint(newest)
         kill.step = (content["epoch"] + 1) * STEPS + content["progress"]["step"]
         kill.state = newest.name.split("_")[1]
     if kill.step < before:

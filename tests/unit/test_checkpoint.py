@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig
 
 from lib import checkpoint
-from lib.checkpoint import describe, load_model, load_training, read_file, write_file
+from lib.checkpoint import describe, load_model, load_training, read_checkpoint, write_checkpoint
 from lib.errors import InputError
 from lib.lavt import LAVT
 from lib.training import optim
@@ -21,8 +21,8 @@ from tests.conftest import Build
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.pth"
     content = {"model": {"w": torch.randn(3)}, "epoch": 2, "args": {"lr": 1e-4, "names": ["a"]}}
-    write_file(content, path)
-    found = read_file(path)
+    write_checkpoint(content, path)
+    found = read_checkpoint(path)
     assert torch.equal(found["model"]["w"], content["model"]["w"])  # type: ignore[index]
     assert (found["epoch"], found["args"]) == (2, content["args"])
     assert [p.name for p in path.parent.iterdir()] == ["a.pth"]
@@ -34,7 +34,7 @@ def test_failed_write_leaves_the_old_file(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.pth"
-    write_file({"epoch": 1}, path)
+    write_checkpoint({"epoch": 1}, path)
 
     def full_disk(content: Any, file: Any) -> None:
         file.write(b"half of it")
@@ -42,8 +42,8 @@ def test_failed_write_leaves_the_old_file(
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(InputError, match=r"cannot write .*a\.pth"):
-        write_file({"epoch": 2}, path)
-    assert read_file(path) == {"epoch": 1}
+        write_checkpoint({"epoch": 2}, path)
+    assert read_checkpoint(path) == {"epoch": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
@@ -51,7 +51,7 @@ def test_interrupted_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.pth"
-    write_file({"epoch": 1}, path)
+    write_checkpoint({"epoch": 1}, path)
 
     def killed(content: Any, file: Any) -> None:
         file.write(b"half of it")
@@ -59,8 +59,8 @@ def test_interrupted_write_leaves_the_old_file(
 
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_file({"epoch": 2}, path)
-    assert read_file(path) == {"epoch": 1}
+        write_checkpoint({"epoch": 2}, path)
+    assert read_checkpoint(path) == {"epoch": 1}
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
@@ -72,7 +72,7 @@ def test_truncated_file(part: float, zipped: bool, tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * part)])
     with pytest.raises(InputError, match=r"a\.pth is damaged or no PyTorch checkpoint"):
-        read_file(path)
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04nonsense", b"\x80\x02K\x01.", b"{}"])
@@ -80,20 +80,20 @@ def test_what_is_no_checkpoint(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"a\.pth") as caught:
-        read_file(path)
+        read_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_file_folder_and_other_content(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(InputError, match="no checkpoint at"):
-            read_file(path)
+            read_checkpoint(path)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds a list"):
-        read_file(tmp_path / "list.pth")
+        read_checkpoint(tmp_path / "list.pth")
     (tmp_path / "a.safetensors").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="damaged or no safetensors"):
-        read_file(tmp_path / "a.safetensors")
+        read_checkpoint(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_training_state_is_continued(tmp_path: Path, build_nano: Build) -> None:
     optimizer.step()
     scheduler.step()
     state = {"optimizer": optimizer.state_dict(), "lr_scheduler": scheduler.state_dict()}
-    write_file({**state, "epoch": 0}, tmp_path / "a.pth")
+    write_checkpoint({**state, "epoch": 0}, tmp_path / "a.pth")
 
-    content = read_file(tmp_path / "a.pth")
+    content = read_checkpoint(tmp_path / "a.pth")
     again, schedule = training(model)
     load_training(content, "a.pth", again, schedule)
     assert schedule.last_epoch == 1

@@ -105,7 +105,7 @@ def test_draws_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with Image.open(output) as picture:
         assert picture.width > picture.height > 300
     printed = capsys.readouterr().out
-    assert "a: 1 unreadable line(s) left out" in printed
+    assert "a: 1 unreadable line(s) ignored" in printed
     assert str(output) in printed
 
 

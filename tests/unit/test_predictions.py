@@ -4,70 +4,97 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 
 from lib.errors import InputError
 from lib.evaluation.evaluator import SamplePrediction
-from lib.evaluation.predictions import Part, line, merge_parts
+from lib.evaluation.predictions import PredictionsFile, line
 from refer.masks import run_lengths, shared_pixels
 from tests.scripts import jsonl
+from utils import DistInfo
+
+
+def open_parts(path: Path, world: int) -> list[PredictionsFile]:
+    """The file as each rank opens it."""
+    cpu = torch.device("cpu")
+    return [
+        PredictionsFile(path, "standard", DistInfo(rank, rank, world, cpu)).__enter__()
+        for rank in range(world)
+    ]
+
+
+def close(files: list[PredictionsFile], error: type[Exception] | None = None) -> None:
+    """Rank 0 merges the parts, so it comes last."""
+    for file in reversed(files):
+        file.__exit__(error, None, None)
+
+
+def write(path: Path, places: list[list[int]]) -> None:
+    """Write lines from as many ranks as there are lists of places."""
+    files = open_parts(path, len(places))
+    for file, own in zip(files, places, strict=True):
+        for place in own:
+            file.write(place, {"place": place, "sentence": "ä\u2028\ud800\n\t"})
+    assert not path.exists()
+    close(files)
 
 
 @pytest.mark.parametrize(
-    "shares", [[[0, 1, 2, 3, 4]], [[0, 1, 4], [2, 3]], [[], [0, 3], [1, 2, 4]]]
+    "places",
+    [[[0, 1, 2, 3, 4]], [[0, 1, 4], [2, 3]], [[], [0, 3], [1, 2, 4]], [[2, 10, 100], [9, 11]]],
 )
-def test_one_file_in_order_from_any_number_of_processes(
-    shares: list[list[int]], tmp_path: Path
+def test_one_file_in_order_from_any_number_of_ranks(
+    places: list[list[int]], tmp_path: Path
 ) -> None:
     path = tmp_path / "new" / "predictions.jsonl"
-    for number, places in enumerate(shares):
-        part = Part(path, number)
-        for place in places:
-            part.write(place, {"place": place, "sentence": "ä\u2028\ud800\n\t"})
-        assert not path.exists()
-        part.close()
-    merge_parts(path, len(shares))
-    assert [record["place"] for record in jsonl(path)] == [0, 1, 2, 3, 4]
+    write(path, places)
+    assert [record["place"] for record in jsonl(path)] == sorted(chain(*places))
     assert jsonl(path)[0]["sentence"] == "ä\u2028\ud800\n\t"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_what_stood_there_is_replaced_at_the_end_only(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_at_the_end_only(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("old")
     (tmp_path / "p.jsonl.part7").write_text("of an earlier run that was killed")
-    part = Part(path, 0)
-    part.write(0, {"a": 1})
+    files = open_parts(path, 1)
+    files[0].write(0, {"a": 1})
     assert path.read_text() == "old"
-    part.close()
-    merge_parts(path, 1)
+    close(files)
     assert jsonl(path) == [{"a": 1}]
     assert os.listdir(tmp_path) == ["p.jsonl"]
 
 
-def test_places_are_sorted_as_numbers(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    for number, places in enumerate(([2, 10, 100], [9, 11])):
-        part = Part(path, number)
-        for place in places:
-            part.write(place, {"place": place})
-        part.close()
-    merge_parts(path, 2)
-    assert [record["place"] for record in jsonl(path)] == [2, 9, 10, 11, 100]
+def test_after_an_error_no_part_is_left(tmp_path: Path) -> None:
+    files = open_parts(tmp_path / "p.jsonl", 2)
+    files[1].write(0, {"a": 1})
+    close(files, RuntimeError)
+    assert os.listdir(tmp_path) == []
 
 
-def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    info = DistInfo(0, 0, 1, torch.device("cpu"))
+    with PredictionsFile(None, "standard", info) as file:
+        assert file.writer(None) is None  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
+
+
+def test_unwritable_paths_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*p\.jsonl"):
-        Part(tmp_path / "file" / "p.jsonl", 0)
+        open_parts(tmp_path / "file" / "p.jsonl", 1)
     path = tmp_path / "p.jsonl"
-    Part(path, 0).close()
+    files = open_parts(path, 2)
+    (tmp_path / "p.jsonl.part1").unlink()
     with pytest.raises(InputError, match=r"p\.jsonl\.part1 is missing"):
-        merge_parts(path, 2)
+        close(files)
     assert not path.exists()
 
 
@@ -95,15 +122,15 @@ def test_a_line(tmp_path: Path) -> None:
     mask, truth = masks(0)
     answer = SamplePrediction(3, 2, 8, 0.123456789, run_lengths(mask), run_lengths(truth))
     about = {"image_id": 5, "category_id": 1, "kind": "size"}
-    found = line(about, answer, "text=sent")
-    assert found == {
+    written = line(about, answer, "text=sent")
+    assert written == {
         **about,
         "iou": 0.25,
         "intersection": 2,
         "union": 8,
         "score": 0.123457,
         "segmentation": answer.mask,
-        "truth": answer.truth,
+        "truth": answer.ground_truth,
         "protocol": "text=sent",
     }
     assert line(about, answer._replace(intersection=0, union=0), "standard")["iou"] == 0.0
@@ -111,7 +138,7 @@ def test_a_line(tmp_path: Path) -> None:
     images = [{"id": 5, "height": 7, "width": 11}]
     coco.dataset = {"images": images, "categories": [{"id": 1}], "annotations": []}
     coco.createIndex()
-    (tmp_path / "r.json").write_text(json.dumps([found]))
+    (tmp_path / "r.json").write_text(json.dumps([written]))
     loaded = coco.loadRes(str(tmp_path / "r.json"))
     (annotation,) = loaded.loadAnns(loaded.getAnnIds(imgIds=5))
     np.testing.assert_array_equal(loaded.annToMask(annotation), mask)

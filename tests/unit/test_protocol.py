@@ -17,7 +17,7 @@ from data.loaders import ShardedBatches, build_loader
 from data.transforms import normalize
 from lib.evaluation import evaluator
 from lib.evaluation.evaluator import SamplePrediction
-from lib.evaluation.protocol import Protocol, at_photo_size, tag, warning
+from lib.evaluation.protocol import Protocol, at_original_size, tag, warning
 from refer import REFER
 from tests.by_hand import Bools, Floats, averaged, counts, resized
 from tests.refer_files import TINY_BERT, default_instances, make_ref, write_root
@@ -203,4 +203,4 @@ def test_labels() -> None:
 def test_label_of_counts_from_masks(protocol: Protocol) -> None:
     """As if it had been evaluated at the photo's size at once."""
     choices = protocol.choices() | {"eval_size": "original"}
-    assert at_photo_size(protocol.label) == Protocol(**choices).label
+    assert at_original_size(protocol.label) == Protocol(**choices).label

@@ -106,7 +106,7 @@ def test_draws_with_the_options_of_the_evaluation(
     torch.manual_seed(0)
     model = build_model("lavt", swin_type="micro", window_size=7, text_config=TINY_BERT)
     weights = tmp_path / "w.pth"
-    checkpoint.write_file(model.to_published(), weights)
+    checkpoint.write_checkpoint(model.to_published(), weights)
     evaluated: dict[str, Any] = {
         "swin_type": "micro",
         "img_size": 56,

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from args import model_options, parse_demo, parse_test, parse_train, protocol_of
+from args import (
+    RECIPES,
+    expand_recipes,
+    list_recipes,
+    model_options,
+    parse_demo,
+    parse_test,
+    parse_train,
+    protocol_of,
+)
 from lib.errors import InputError
-from lib.recipes import FOLDER, expand, recipes
 from lib.segmentation import MODELS
 
 W12 = "swin_base_patch4_window12_384_22k.pth"
@@ -35,8 +43,8 @@ def path_of(name: str) -> str:
 
 
 def test_every_published_run_has_a_recipe() -> None:
-    assert recipes() == sorted(map(path_of, PUBLISHED))
-    assert len({parse_train([r]).model_id for r in recipes()}) == len(recipes())
+    assert list_recipes() == sorted(map(path_of, PUBLISHED))
+    assert len({parse_train([r]).model_id for r in list_recipes()}) == len(list_recipes())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -100,15 +108,15 @@ def test_comments_blank_lines_quotes_and_sections(tmp_path: Path) -> None:
         "[train.py]\n--wd=0.5\n[test.py]\n--split val\n"
     )
     shared = ["--model_id", "x", "--refer_data_root", "a folder", "--pin_mem"]
-    assert expand([f"@{recipe}"], "train.py") == [*shared, "--wd=0.5"]
-    assert expand(["--lr", "1", f"@{recipe}"], "test.py") == [
+    assert expand_recipes([f"@{recipe}"], "train.py") == [*shared, "--wd=0.5"]
+    assert expand_recipes(["--lr", "1", f"@{recipe}"], "test.py") == [
         *shared,
         "--split",
         "val",
         "--lr",
         "1",
     ]
-    assert expand([f"@{recipe}"], "demo_inference.py") == shared
+    assert expand_recipes([f"@{recipe}"], "demo_inference.py") == shared
     other = tmp_path / "b.args"
     other.write_text("--model_id y\n")
     assert parse_train([f"@{recipe}", f"@{other}"]).model_id == "y"
@@ -117,13 +125,13 @@ def test_comments_blank_lines_quotes_and_sections(tmp_path: Path) -> None:
 def test_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert parse_train([path_of("refcoco_lavt")]).model_id == "refcoco"
-    assert parse_train([f"@{FOLDER / 'refcoco_lavt.args'}"]).model_id == "refcoco"
+    assert parse_train([f"@{RECIPES / 'refcoco_lavt.args'}"]).model_id == "refcoco"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"lr 3\n", "line 1: an option begins with --, not: lr 3"),
+        (b"lr 3\n", "line 1: a flag begins with --, not: lr 3"),
         (b"\n--model_id 'x\n", "line 2: No closing quotation, in: --model_id 'x"),
         (b"[tran.py]\n--lr 3\n", r"line 1: \[tran.py\] is none of train.py, test.py"),
         (b"\xff\xfe", "cannot be read"),

@@ -43,7 +43,9 @@ def test_runs_differ_by_what_they_learned_not_by_the_clock(tmp_path: Path) -> No
     def write(folder: Path, weight: float, seconds: float, loss: float) -> Path:
         for which in ("last", "best"):
             path = folder / "checkpoints" / f"model_{which}_lavt.pth"
-            checkpoint.write_file({"model": {"w": torch.tensor(weight)}, "args": seconds}, path)
+            checkpoint.write_checkpoint(
+                {"model": {"w": torch.tensor(weight)}, "args": seconds}, path
+            )
         (folder / "models/lavt").mkdir(parents=True)
         line = json.dumps({"kind": "step", "loss": loss, "seconds_per_step": seconds})
         (folder / "models/lavt/metrics.jsonl").write_text(line + "\n")

@@ -72,7 +72,7 @@ def train(
     torch.manual_seed(3)
     groups = parameter_groups(model, 1e-2, None)
     freeze_unused(model, groups)
-    optimizer = build_optimizer(groups, lr, 1e-2, fused=fused)
+    optimizer = build_optimizer(groups, lr, 1e-2)
     schedule = poly_schedule(optimizer, len(batches))
     scaler = torch.amp.GradScaler("cpu", enabled=options.amp == "fp16", init_scale=2.0**12)
     objective = Objective(model, LOSSES["ce"])

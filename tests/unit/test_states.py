@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib.checkpoint import read_file
+from lib.checkpoint import read_checkpoint
 from lib.errors import InputError
 from lib.training.state_files import StateFiles
 from tests.scripts import REPO, environment
@@ -24,7 +24,7 @@ def content(number: int, size: int = 1000) -> dict[str, Any]:
 
 
 def epoch_of(path: Path) -> int:
-    return read_file(path)["epoch"]
+    return read_checkpoint(path)["epoch"]
 
 
 def damage(path: Path) -> None:
@@ -94,7 +94,7 @@ def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path: Path) -> None:
         broken[position] ^= 1
         files.last.write_bytes(broken)
         with pytest.raises(InputError, match="damaged"):
-            read_file(files.last)
+            read_checkpoint(files.last)
 
 
 @pytest.mark.parametrize("moment", range(6))
@@ -214,14 +214,14 @@ def test_setting_an_earlier_run_aside(tmp_path: Path) -> None:
     files = StateFiles(tmp_path, "m")
     files.save(content(1), best=True)
     files.save(content(2))
-    files.set_aside()
+    files.rename_existing()
     assert files.newest() == (None, [])
     files.save(content(3), best=True)
-    moved = files.set_aside(keep=tmp_path / "." / "model_best_m.pth")
+    moved = files.rename_existing(keep=tmp_path / "." / "model_best_m.pth")
     # Last and best are one file here: that what is continued from stays, by either name.
     assert moved == []
     files.save(content(4))
-    moved = files.set_aside(keep=files.best)
+    moved = files.rename_existing(keep=files.best)
     assert [p.name for p in moved] == ["model_last_m.2.pth"]
     assert epoch_of(tmp_path / "model_last_m.1.pth") == 2
     assert epoch_of(tmp_path / "model_best_m.1.pth") == 1

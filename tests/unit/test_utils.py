@@ -10,15 +10,15 @@ import torch
 
 import utils
 from lib.errors import InputError
-from lib.training.state_files import set_aside
+from lib.training.state_files import rename_existing
 from tests.scripts import jsonl
 
 
-def test_fresh_run_sets_an_older_file_aside(tmp_path: Path) -> None:
+def test_a_fresh_run_renames_an_older_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for run in range(3):
         utils.append_jsonl({"step": 1, "run": run}, path)
-        set_aside(path)
+        rename_existing(path)
     assert not path.exists()
     kept = [jsonl(tmp_path / f"metrics.{n}.jsonl")[0]["run"] for n in (1, 2, 3)]
     assert kept == [0, 1, 2]
@@ -57,7 +57,7 @@ def test_device_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (info.device.type, info.rank, info.world, info.is_main) == ("cpu", 0, 1, True)
 
 
-def test_seeds_name_a_moment() -> None:
+def test_seeds_of_several_numbers() -> None:
     def draw(*parts: int) -> float:
         utils.seed_everything(*parts)
         return torch.rand(1).item()
@@ -71,3 +71,31 @@ def test_peak_memory_is_that_of_this_process() -> None:
     torch.ones(50_000_000)
     assert 0.05 < utils.peak_memory_gb(torch.device("cpu")) < 50
     assert utils.peak_memory_gb(torch.device("cpu")) >= before
+
+
+def test_the_gpus_generator_is_saved_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated: the calls of torch.cuda are replaced."""
+    state = {"cuda:1": torch.tensor([1, 2, 3], dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state[str(device)].clone())
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda value, device: state.update({str(device): value})
+    )
+    device = torch.device("cuda", 1)
+    saved = utils.rng_state(device)
+    numbers = torch.rand(3)
+    state["cuda:1"] = torch.tensor([9, 9, 9], dtype=torch.uint8)
+    utils.set_rng_state(saved, device)
+    assert torch.equal(torch.rand(3), numbers)
+    assert state["cuda:1"].tolist() == [1, 2, 3]
+    utils.set_rng_state(saved, torch.device("cpu"))  # a run that moved to the CPU
+    assert torch.equal(torch.rand(3), numbers)
+    assert len(utils.rng_state(torch.device("cpu"))) == 1
+
+
+def test_flags_with_hyphens_and_underscores() -> None:
+    parser = utils.Parser()
+    parser.add_argument("--save_every")
+    parser.add_argument("words", nargs="*")
+    for spelling in ("--save-every=a-b", "--save_every=a-b"):
+        assert parser.parse_args([spelling]).save_every == "a-b"
+    assert parser.parse_args(["--save-every", "a-b", "c-d"]).words == ["c-d"]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lib import visualize
 from lib.errors import InputError
-from lib.visualize import Tile, caption, contact_sheet, overlay, wrap, write_picture
+from lib.visualize import Tile, caption, contact_sheet, overlay, wrap, write_image
 
 GRAY = (100, 100, 100)
 
@@ -140,24 +140,24 @@ def test_contact_sheet_of_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.webp", "deep/er/a.bmp", "a.tiff"])
-def test_write_picture_by_ending(tmp_path: Path, name: str) -> None:
-    write_picture(gray(), tmp_path / name)
+def test_write_image_by_ending(tmp_path: Path, name: str) -> None:
+    write_image(gray(), tmp_path / name)
     with Image.open(tmp_path / name) as picture:
         assert picture.size == (60, 40)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / name]
 
 
-def test_write_picture_leaves_the_old_file_where_it_fails(tmp_path: Path) -> None:
+def test_write_image_leaves_the_old_file_where_it_fails(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    write_picture(gray(), path)
+    write_image(gray(), path)
     before = path.read_bytes()
     with pytest.raises(InputError, match="cannot write"):
-        write_picture(Image.new("RGB", (70000, 1)), path)  # more than JPEG can hold
+        write_image(Image.new("RGB", (70000, 1)), path)  # more than JPEG can hold
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_write_picture_where_no_folder_can_be(tmp_path: Path) -> None:
+def test_write_image_where_no_folder_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        write_picture(gray(), tmp_path / "file" / "a.png")
+        write_image(gray(), tmp_path / "file" / "a.png")

@@ -2,7 +2,7 @@
 
     python -m tools.report models/ID/predictions.jsonl --refer_data_root ROOT --dataset refcoco
 
-Metrics as test.py prints them, charts of what is hard, and a gallery of photos with true and
+Metrics as test.py prints them, charts of what is hard, and a gallery of images with true and
 predicted masks to filter and sort. The page needs no network and no other file: send it to someone.
 """
 
@@ -28,7 +28,7 @@ import utils
 from args import Parser
 from lib.errors import InputError
 from lib.evaluation.metrics import PRECISION_AT, Metrics, sample_iou, summarise
-from lib.visualize import PREDICTION, TRUTH
+from lib.visualize import GROUND_TRUTH, PREDICTION
 from refer.images import open_rgb
 from refer.refer import image_folder
 from tools.report import charts
@@ -38,9 +38,9 @@ from tools.report.records import STANDARD, Prediction, read_records
 HERE = Path(__file__).parent
 JPEG_QUALITY = 72
 INDENT = "  "  # before the name of a row that is a part of the one above
-SIDES = (32, 4096)  # of an embedded photo, pixels
+SIDES = (32, 4096)  # of an embedded image, pixels
 
-Photo = tuple[str, int, int]  # file name; height, width of the annotation
+ImageKey = tuple[str, int, int]  # file name; height, width of the annotation
 Columns = dict[str, Any]
 
 
@@ -118,22 +118,22 @@ def thumbnails(
     Args:
         names: of the files.
         folder: that they are in.
-        side: of the longer side, pixels; smaller photos stay as they are.
+        side: of the longer side, pixels; smaller images stay as they are.
 
     Returns:
-        JPEG by name, and what was wrong by name for photos that could not be read.
+        JPEG by name, and what was wrong by name for images that could not be read.
     """
     found, wrong = {}, {}
     names = list(dict.fromkeys(names))
-    for name in utils.progress(names, "photos", 0, len(names)):
+    for name in utils.progress(names, "images", 0, len(names)):
         try:
-            photo = open_rgb(folder / name)
+            image = open_rgb(folder / name)
         except InputError as e:
             wrong[name] = str(e)
             continue
-        photo.thumbnail((side, side), Image.Resampling.LANCZOS)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
         packed = io.BytesIO()
-        photo.save(packed, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        image.save(packed, "JPEG", quality=JPEG_QUALITY, optimize=True)
         found[name] = base64.b64encode(packed.getvalue()).decode()
     return found, wrong
 
@@ -214,32 +214,32 @@ def _charts(
     for group in groups:
         members = [chosen & group.members[:, i] for i in range(len(group.labels))]
         means = [mean_with_interval(iou[m], codes[m]) for m in members]
-        picture = charts.group_means(group, means, float(iou[chosen].mean()))
-        yield _figure(group.title, picture, group.note)
+        chart = charts.group_means(group, means, float(iou[chosen].mean()))
+        yield _figure(group.title, chart, group.note)
 
 
-def _figure(title: str, picture: str, note: str) -> str:
+def _figure(title: str, chart: str, note: str) -> str:
     about = f"<details><summary>About</summary>{escape(note)}</details>" if note else ""
-    return f"<figure><figcaption>{escape(title)}</figcaption>{picture}{about}</figure>"
+    return f"<figure><figcaption>{escape(title)}</figcaption>{chart}{about}</figure>"
 
 
 def gallery(
     samples: Sequence[Prediction],
     groups: Sequence[Breakdown],
-    photos: dict[Photo, int],
+    images: dict[ImageKey, int],
     comparison: Comparison | None,
     chosen: Sequence[int],
 ) -> Columns:
     """The samples of the gallery, column by column; repeated values stand once and are numbered."""
     picked = [samples[i] for i in chosen]
     columns: Columns = {
-        "photo": [photos[s.file_name, s.height, s.width] for s in picked],
+        "image": [images[s.file_name, s.height, s.width] for s in picked],
         "sent_ids": [list(s.sent_ids) for s in picked],
         "bins": {g.key: _bits(g.members[list(chosen)]) for g in groups},
         "prediction": [s.segmentation.counts for s in picked],
         "score": [round(s.score, 3) for s in picked],
     }
-    same = ("sentence", "ref_id", "ann_id", "same_category", "intersection", "union")
+    same = ("sentence", "ref_id", "ann_ids", "same_category", "intersection", "union")
     columns |= {name: [getattr(s, name) for s in picked] for name in same}
     for name in ("split", "category", "kind"):
         columns[name], columns[f"{name}_names"] = _numbered([getattr(s, name) for s in picked])
@@ -250,9 +250,9 @@ def gallery(
         columns["other_pixels"] = [o and [o.intersection, o.union] for o in others]
     return {
         "columns": columns,
-        "photos": [{"file": name, "height": h, "width": w} for name, h, w in photos],
+        "images": [{"file": name, "height": h, "width": w} for name, h, w in images],
         "groups": {g.key: {"title": g.title, "labels": g.labels} for g in groups},
-        "colors": {"truth": TRUTH, "prediction": PREDICTION},
+        "colors": {"truth": GROUND_TRUTH, "prediction": PREDICTION},
     }
 
 
@@ -297,11 +297,11 @@ def _comparison_note(samples: Sequence[Prediction], comparison: Comparison, path
     )
 
 
-def _photo_scripts(photos: dict[Photo, int], jpegs: dict[str, str]) -> str:
-    """An element for each photo, which the browser does not decode before it is shown."""
+def _image_scripts(images: dict[ImageKey, int], jpegs: dict[str, str]) -> str:
+    """An element for each image, which the browser does not decode before it is shown."""
     return "\n".join(
-        f'<script type="text/plain" id="photo-{number}">{jpegs[name]}</script>'
-        for (name, _, _), number in photos.items()
+        f'<script type="text/plain" id="image-{number}">{jpegs[name]}</script>'
+        for (name, _, _), number in images.items()
         if name in jpegs
     )
 
@@ -319,7 +319,7 @@ def build_page(
     Args:
         samples: all that metrics and charts are of.
         sources: names of the files that they are from.
-        jpegs: the photos by file name, base64; one that is not there is shown as a grey box.
+        jpegs: the images by file name, base64; one that is not there is shown as a grey box.
         chosen: positions of the samples that the gallery shows.
         comparison: of these samples with those of another file.
         compared: that file's name.
@@ -329,9 +329,9 @@ def build_page(
     """
     groups = breakdowns(samples)
     picked = [samples[i] for i in chosen]
-    photos: dict[Photo, int] = {}
+    images: dict[ImageKey, int] = {}
     for s in picked:
-        photos.setdefault((s.file_name, s.height, s.width), len(photos))
+        images.setdefault((s.file_name, s.height, s.width), len(images))
     script, style = (
         (HERE / name).read_text(encoding="utf-8") for name in ("report.js", "report.css")
     )
@@ -345,13 +345,13 @@ def build_page(
         style=style,
         sources=escape(", ".join(sources)),
         counts=f"{len(samples):,} expressions, {len({s.object for s in samples}):,} objects, "
-        f"{len({s.file_name for s in samples}):,} photos",
+        f"{len({s.file_name for s in samples}):,} images",
         note=note,
         metrics=metrics_table(metric_rows(samples), samples[0].protocol),
         charts=chart_section(samples, groups),
         shown="" if whole else f"{len(chosen):,} of {len(samples):,} samples, evenly spread.",
-        data=for_script(gallery(samples, groups, photos, comparison, chosen)),
-        photos=_photo_scripts(photos, jpegs),
+        data=for_script(gallery(samples, groups, images, comparison, chosen)),
+        images=_image_scripts(images, jpegs),
     )
     return page.encode("utf-8", "replace").decode()  # without lone surrogates
 
@@ -369,9 +369,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "records", nargs="+", help="what test.py --predictions wrote; several are joined"
     )
     p.add_argument("--compare", default="", metavar="FILE", help="other predictions, same samples")
-    p.add_argument("--refer_data_root", default="./refer/data/", help="finds the photos")
-    p.add_argument("--dataset", default="refcoco", help="its photos are meant: refclef, or COCO's")
-    p.add_argument("--image_root", default="", help="or the folder of the photos itself")
+    p.add_argument("--refer_data_root", default="./refer/data/", help="finds the images")
+    p.add_argument("--dataset", default="refcoco", help="its images are meant: refclef, or COCO's")
+    p.add_argument("--image_root", default="", help="or the folder of the images itself")
     p.add_argument("--output", type=Path, default=Path("report.html"))
     p.add_argument("--max_samples", type=int, default=0, help="in the gallery; 0 (default): all")
     p.add_argument("--photo_side", type=int, default=320, help="longer side, pixels (default: 320)")
@@ -395,8 +395,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if wrong:
         first = next(iter(wrong.values()))
         if not jpegs:
-            raise InputError(f"none of the {len(names)} photos can be read (--image_root): {first}")
-        print(f"{len(wrong)} of {len(names)} photos cannot be shown: {first}")
+            raise InputError(f"none of the {len(names)} images can be read (--image_root): {first}")
+        print(f"{len(wrong)} of {len(names)} images cannot be shown: {first}")
     page = build_page(samples, args.records, jpegs, chosen, comparison, args.compare)
     utils.write_text(page, args.output)
     print(f"written: {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")

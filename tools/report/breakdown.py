@@ -1,4 +1,4 @@
-"""Sort samples into groups that may be of different difficulty, and take each group's mean IoU."""
+"""Group samples by object size, expression length and so on, and average their IoU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import stats
 
 from tools.report.records import Prediction
 
-# Words that say where an object is. Left out are those that mostly say something else:
+# Words for an object's location, except for those that mostly mean something else:
 # "up" and "down" (standing, sitting), "far" and "near" ("far left", "near the window").
 LOCATION_WORDS = {
     "left": ("left", "leftmost", "lft"),
@@ -24,9 +24,9 @@ LOCATION_WORDS = {
     "front": ("front", "foreground", "closest", "closer", "nearest"),
     "back": ("back", "background", "behind", "rear"),
 }
-SIZE_EDGES = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 100.0)  # percent of the photo
+SIZE_EDGES = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 100.0)  # percent of the image
 LENGTHS = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 7), (8, 10), (11, 15), (16, None))
-MANY = 5  # other objects of the category: so many or more share a group
+MANY = 5  # this many other objects of the category, or more, share a group
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Breakdown:
         key: short name.
         title: what the groups differ in.
         axis: of the chart, with the unit.
-        note: what one should know to read it.
+        note: how to read it.
         labels: of the G groups, short.
         members: (N, G) bool.
     """
@@ -56,9 +56,8 @@ class Mean:
 
     Attributes:
         n: number of samples.
-        value: nan of none.
-        low, high: 95 % confidence interval, which may go beyond what the mean can be; nan where
-            there are fewer than two objects.
+        value: nan for none.
+        low, high: 95 % confidence interval, not clipped; nan for fewer than two objects.
     """
 
     n: int
@@ -75,7 +74,7 @@ def mean_with_interval(values: npt.NDArray[np.float64], objects: npt.NDArray[np.
 
     Args:
         values: (N,).
-        objects: (N,), equal where samples are about the same object.
+        objects: (N,), equal for samples about the same object.
     """
     n = len(values)
     if not n:
@@ -93,13 +92,18 @@ def mean_with_interval(values: npt.NDArray[np.float64], objects: npt.NDArray[np.
 
 def object_codes(samples: Sequence[Prediction]) -> npt.NDArray[np.int64]:
     """(N,), equal for samples about the same object."""
-    codes: dict[tuple[str, int], int] = {}
-    return np.array([codes.setdefault(s.object, len(codes)) for s in samples], dtype=np.int64)
+    codes = {key: i for i, key in enumerate(sorted({s.object for s in samples}))}
+    return np.array([codes[s.object] for s in samples], dtype=np.int64)
 
 
 def breakdowns(samples: Sequence[Prediction]) -> list[Breakdown]:
-    """All groupings of the report: object size, sentence length, location words, rivals."""
-    return [_by_size(samples), _by_length(samples), _by_location(samples), _by_rivals(samples)]
+    """All groupings: object size, expression length, location words, same category."""
+    return [
+        _by_size(samples),
+        _by_length(samples),
+        _by_location(samples),
+        _by_same_category(samples),
+    ]
 
 
 def _one_hot(group: npt.NDArray[np.int64], groups: int) -> npt.NDArray[np.bool_]:
@@ -107,23 +111,23 @@ def _one_hot(group: npt.NDArray[np.int64], groups: int) -> npt.NDArray[np.bool_]
 
 
 def _by_size(samples: Sequence[Prediction]) -> Breakdown:
-    share = np.array([100 * s.truth.area / (s.height * s.width) for s in samples])
+    covered = np.array([100 * s.truth.area / (s.height * s.width) for s in samples])
     labels = [f"{a:g}-{b:g}" for a, b in pairwise(SIZE_EDGES)]
     labels[0], labels[-1] = f"< {SIZE_EDGES[1]:g}", f"≥ {SIZE_EDGES[-2]:g}"
-    group = np.digitize(share, SIZE_EDGES[1:-1])
+    group = np.digitize(covered, SIZE_EDGES[1:-1])
     return Breakdown(
         "size",
         "Object size",
-        "true mask, % of the photo",
-        "A group has its lower bound, not its upper.",
+        "ground truth mask, % of the image",
+        "A group includes its lower limit, not its upper.",
         tuple(labels),
         _one_hot(group, len(labels)),
     )
 
 
-def words(sentence: str) -> list[str]:
-    """Words of a sentence, without the bar that stands between averaged expressions."""
-    return [word for word in sentence.split() if word != "|"]
+def words(expression: str) -> list[str]:
+    """Words of an expression, without the bar between averaged expressions."""
+    return [word for word in expression.split() if word != "|"]
 
 
 def _by_length(samples: Sequence[Prediction]) -> Breakdown:
@@ -132,42 +136,42 @@ def _by_length(samples: Sequence[Prediction]) -> Breakdown:
     group = np.digitize(length, [a for a, _ in LENGTHS[1:]])
     return Breakdown(
         "length",
-        "Sentence length",
+        "Expression length",
         "words",
-        "Words are what spaces part; an empty sentence counts as one word.",
+        "Words are separated by spaces; an empty expression counts as one word.",
         tuple(labels),
         _one_hot(group, len(labels)),
     )
 
 
-def locations(sentence: str) -> set[str]:
-    """Keys of `LOCATION_WORDS` that a sentence mentions."""
-    mentioned = set(re.findall(r"[a-z]+", sentence.casefold()))
+def locations(expression: str) -> set[str]:
+    """Keys of `LOCATION_WORDS` that an expression mentions."""
+    mentioned = set(re.findall(r"[a-z]+", expression.casefold()))
     return {key for key, names in LOCATION_WORDS.items() if mentioned & set(names)}
 
 
 def _by_location(samples: Sequence[Prediction]) -> Breakdown:
-    found = [locations(s.sentence) for s in samples]
-    columns = [[not f for f in found], [bool(f) for f in found]]
-    columns += [[key in f for f in found] for key in LOCATION_WORDS]
+    keys = [locations(s.sentence) for s in samples]
+    columns = [[not k for k in keys], [bool(k) for k in keys]]
+    columns += [[key in k for k in keys] for key in LOCATION_WORDS]
     listed = "; ".join(f"{key}: {', '.join(names)}" for key, names in LOCATION_WORDS.items())
     return Breakdown(
         "location",
         "Location words",
-        "word in the sentence",
-        f"A sentence may be in several groups. {listed}.",
+        "word in the expression",
+        f"An expression may be in several groups. {listed}.",
         ("none", "any", *LOCATION_WORDS),
         np.array(columns, dtype=bool).T,
     )
 
 
-def _by_rivals(samples: Sequence[Prediction]) -> Breakdown:
-    rivals = np.minimum([s.same_category for s in samples], MANY)
+def _by_same_category(samples: Sequence[Prediction]) -> Breakdown:
+    others = np.minimum([s.same_category for s in samples], MANY)
     return Breakdown(
-        "rivals",
+        "same_category",
         "Objects of the same category",
-        "other objects of the category in the photo",
+        "other objects of the category in the image",
         "0: the object is the only one of its category that is annotated.",
         (*map(str, range(MANY)), f"{MANY}+"),
-        _one_hot(rivals, MANY + 1),
+        _one_hot(others, MANY + 1),
     )

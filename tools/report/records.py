@@ -1,4 +1,4 @@
-"""Read what `test.py --predictions` writes: one JSON object a line, one line a sample."""
+"""Read the file of `test.py --predictions`: one JSON object per line, one line per sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refer.masks import unpack_counts
 from refer.refer import leads_out
 
 STANDARD = "standard"
-MAX_INT = 2**53  # JSON numbers beyond are not exact everywhere
+MAX_INT = 2**53  # larger JSON numbers are not exact in every reader
 ROUNDING = 1e-3  # of a written IoU
 
 
@@ -29,7 +29,7 @@ class Rle:
 
     @property
     def as_coco(self) -> dict[str, Any]:
-        """As pycocotools takes it."""
+        """The format of pycocotools."""
         return {"size": [self.height, self.width], "counts": self.counts}
 
     @property
@@ -40,29 +40,29 @@ class Rle:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A line: a sample, and what was predicted for it.
+    """A line: a sample and its prediction.
 
     Attributes:
-        split: that it was evaluated in.
-        ref_id, ann_id, image_id, category_id: of the object.
-        sent_ids: the expressions; several where they were joined or averaged.
-        sentence: what was fed; averaged expressions are joined by " | ".
+        split: of the sample.
+        ref_id, ann_ids, image_id, category_id: of the reference; it has any number of annotations.
+        sent_ids: the expressions; several if they were joined or averaged.
+        sentence: the model's input; averaged expressions are joined by " | ".
         category: its name.
-        file_name: of the photo, relative to the image folder; cannot lead out of it.
-        height, width: of the photo, pixels.
-        same_category: number of other objects of the category in the photo.
+        file_name: of the image, relative to the image folder; cannot lead out of it.
+        height, width: of the image, pixels.
+        same_category: number of other objects of the category in the image.
         iou: of the protocol, in [0, 1].
         intersection, union: pixels, of the protocol.
         score: mean foreground probability inside the predicted mask, in [0, 1].
-        segmentation: predicted mask, at the photo's size.
-        truth: true mask, at the photo's size.
+        segmentation: predicted mask, at the image's original size.
+        truth: ground truth mask, at the image's original size.
         protocol: "standard", or how it differs.
-        kind: of the expression, where the data set knows kinds.
+        kind: of the expression, if the dataset has kinds.
     """
 
     split: str
     ref_id: int
-    ann_id: int
+    ann_ids: tuple[int, ...]
     image_id: int
     category_id: int
     sent_ids: tuple[int, ...]
@@ -83,13 +83,13 @@ class Prediction:
 
     @property
     def key(self) -> tuple[str, int, tuple[int, ...]]:
-        """What tells samples apart, and is the same in another evaluation of them."""
+        """Identifies the sample, in this evaluation and others."""
         return self.split, self.ref_id, self.sent_ids
 
     @property
-    def object(self) -> tuple[str, int]:
-        """What samples share that are about the same object."""
-        return self.split, self.ann_id
+    def object(self) -> tuple[str, tuple[int, ...]]:
+        """Identifies the objects: samples about the same ones share it."""
+        return self.split, self.ann_ids or (-1, self.ref_id)
 
 
 def read_records(path: str | Path) -> list[Prediction]:
@@ -99,31 +99,31 @@ def read_records(path: str | Path) -> list[Prediction]:
         path: of the file.
 
     Returns:
-        Its samples, in the file's order; blank lines are passed over, unknown fields ignored.
+        Its samples, in the file's order; blank lines and unknown fields are ignored.
 
     Raises:
-        InputError: the file cannot be read or has no sample; a line is not what `Prediction`
-            says, repeats a sample, or is of another protocol than the first. Names the line.
+        InputError: the file cannot be read or has no sample; a line is malformed, repeats a
+            sample, or is of another protocol than the first. Names the line.
     """
-    found: list[Prediction] = []
+    samples: list[Prediction] = []
     line_of: dict[tuple[Any, ...], int] = {}
     for number, line in _lines(Path(path)):
         try:
             sample = _parse(line)
             if sample.key in line_of:
                 raise ValueError(f"the same sample as line {line_of[sample.key]}")
-            if found and sample.protocol != found[0].protocol:
+            if samples and sample.protocol != samples[0].protocol:
                 raise ValueError(
                     f"protocol '{sample.protocol[:80]}', that of the first line is "
-                    f"'{found[0].protocol[:80]}'; keep them in files of their own"
+                    f"'{samples[0].protocol[:80]}'; put them into separate files"
                 )
         except ValueError as e:
             raise InputError(f"{path}, line {number}: {e}") from None
         line_of[sample.key] = number
-        found.append(sample)
-    if not found:
+        samples.append(sample)
+    if not samples:
         raise InputError(f"{path} holds no sample: write it with test.py --predictions")
-    return found
+    return samples
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -138,7 +138,11 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse(line: bytes) -> Prediction:
-    """Check a line; a ValueError says what is wrong with it."""
+    """Check a line.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
     try:
         raw = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -147,6 +151,8 @@ def _parse(line: bytes) -> Prediction:
         raise ValueError("not JSON (cut off?)") from None
     if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
+    if "ann_ids" not in raw and "ann_id" in raw:  # of earlier versions
+        raw["ann_ids"] = [_integer(raw, "ann_id")]
     needed = [f.name for f in fields(Prediction) if f.name != "kind"]
     missing = [name for name in needed if name not in raw]
     if missing:
@@ -155,20 +161,21 @@ def _parse(line: bytes) -> Prediction:
         name: _text(raw, name) for name in ("split", "sentence", "category", "protocol")
     }
     ids: dict[str, Any] = {
-        name: _integer(raw, name) for name in ("ref_id", "ann_id", "image_id", "category_id")
+        name: _integer(raw, name) for name in ("ref_id", "image_id", "category_id")
     }
     sizes: dict[str, Any] = {name: _integer(raw, name, 1) for name in ("height", "width")}
     if sizes["height"] * sizes["width"] > MAX_PIXELS:
-        raise ValueError(f"a photo of more than {MAX_PIXELS // 10**6} megapixels")
+        raise ValueError(f"an image of more than {MAX_PIXELS // 10**6} megapixels")
     return Prediction(
         **texts,
         **ids,
         **sizes,
         **_counts(raw),
-        sent_ids=_sent_ids(raw["sent_ids"]),
+        ann_ids=_integers(raw, "ann_ids"),
+        sent_ids=_integers(raw, "sent_ids", least=1),
         file_name=_file_name(raw),
         same_category=_integer(raw, "same_category", 0),
-        score=_share(raw, "score"),
+        score=_fraction(raw, "score"),
         segmentation=_rle(raw, "segmentation", **sizes),
         truth=_rle(raw, "truth", **sizes),
         kind=None if raw.get("kind") is None else _text(raw, "kind"),
@@ -177,7 +184,7 @@ def _parse(line: bytes) -> Prediction:
 
 def _text(raw: dict[str, Any], name: str) -> str:
     if not isinstance(raw[name], str):
-        raise ValueError(f"'{name}' is not a text")
+        raise ValueError(f"'{name}' is not a string")
     return raw[name]
 
 
@@ -188,7 +195,7 @@ def _integer(raw: dict[str, Any], name: str, least: int = -MAX_INT) -> int:
     return value
 
 
-def _share(raw: dict[str, Any], name: str) -> float:
+def _fraction(raw: dict[str, Any], name: str) -> float:
     value = raw[name]
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise ValueError(f"'{name}' is not a number from 0 to 1")
@@ -197,7 +204,7 @@ def _share(raw: dict[str, Any], name: str) -> float:
 
 def _counts(raw: dict[str, Any]) -> dict[str, Any]:
     """IoU, intersection and union, which must agree."""
-    iou, inter, union = _share(raw, "iou"), _integer(raw, "intersection", 0), raw["union"]
+    iou, inter, union = _fraction(raw, "iou"), _integer(raw, "intersection", 0), raw["union"]
     if _integer(raw, "union", 0) < inter:
         raise ValueError("'intersection' is more than 'union'")
     if not math.isclose(iou, inter / union if union else 0.0, abs_tol=ROUNDING):
@@ -205,9 +212,10 @@ def _counts(raw: dict[str, Any]) -> dict[str, Any]:
     return {"iou": iou, "intersection": inter, "union": union}
 
 
-def _sent_ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not value or {type(n) for n in value} != {int}:
-        raise ValueError("'sent_ids' is not a list of integers")
+def _integers(raw: dict[str, Any], name: str, least: int = 0) -> tuple[int, ...]:
+    value = raw[name]
+    if not isinstance(value, list) or len(value) < least or not {type(n) for n in value} <= {int}:
+        raise ValueError(f"'{name}' is not a list of integers")
     return tuple(value)
 
 
@@ -219,12 +227,12 @@ def _file_name(raw: dict[str, Any]) -> str:
 
 
 def _rle(raw: dict[str, Any], name: str, height: int, width: int) -> Rle:
-    """A mask; pycocotools would write past its buffer for counts that do not fit."""
+    """A mask; checked, because pycocotools would write past its buffer for wrong counts."""
     value = raw[name]
     if not isinstance(value, dict) or not isinstance(value.get("counts"), str):
-        raise ValueError(f"'{name}' is not {{'size': [h, w], 'counts': text}}")
+        raise ValueError(f"'{name}' is not {{'size': [h, w], 'counts': string}}")
     if value.get("size") != [height, width]:
-        raise ValueError(f"the size of '{name}' is not the photo's, {height} x {width}")
+        raise ValueError(f"the size of '{name}' is not the image's, {height} x {width}")
     try:
         runs = unpack_counts(value["counts"].encode("ascii", "replace"), name)
     except InputError as e:

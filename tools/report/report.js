@@ -3,21 +3,21 @@
 // The page's script. Texts of the data reach the page as textContent only, never as HTML.
 
 const PAGE = 48; // samples a page
-const MISSING = [150, 150, 150]; // colour of a photo that is not there
+const MISSING = [150, 150, 150]; // colour of a missing image
 const RIM = [255, 255, 255]; // just outside a contour, so that it shows on any background
 const STRIPES = [0.6, 0.25]; // opacities of a filled mask: stripes show on an object of its colour
 const LARGE = 1000; // longer side of the large view, pixels
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const column = data.columns;
-const total = column.photo.length;
+const total = column.image.length;
 const compared = "other" in column;
 const iou = column.union.map((union, i) => (union ? column.intersection[i] / union : 0));
 const delta = compared
   ? column.other_pixels.map((p, i) => (p ? iou[i] - (p[1] ? p[0] / p[1] : 0) : null))
   : [];
 const words = column.sentence.map((sentence, i) =>
-  `${sentence} ${photoOf(i).file}`.toLowerCase());
+  `${sentence} ${imageOf(i).file}`.toLowerCase());
 
 const $ = (selector) => document.querySelector(selector);
 const state = { page: 0, order: [], bin: null, overlay: "both", preset: "all", open: -1 };
@@ -33,7 +33,7 @@ const PRESETS = {
   }),
 };
 const OVERLAYS = {
-  both: "Both", truth: "Truth", prediction: "Prediction", ...(compared && { other: "Compared" }), none: "Photo",
+  both: "Both", truth: "Ground truth", prediction: "Prediction", ...(compared && { other: "Compared" }), none: "Image",
 };
 const by = (key) => (a, b) => key(a) - key(b) || a - b; // ties stay in the record's order
 const SORTS = {
@@ -47,8 +47,8 @@ const SORTS = {
   }),
 };
 
-function photoOf(i) {
-  return data.photos[column.photo[i]];
+function imageOf(i) {
+  return data.images[column.image[i]];
 }
 
 function element(tag, text, css) {
@@ -77,8 +77,8 @@ function runLengths(counts) {
 }
 
 // A mask at another size, row by row: 1 = inside. Runs go down the columns.
-function maskAt(counts, photo, width, height) {
-  const whole = new Uint8Array(photo.width * photo.height);
+function maskAt(counts, image, width, height) {
+  const whole = new Uint8Array(image.width * image.height);
   let from = 0;
   runLengths(counts).forEach((run, i) => {
     if (i % 2) whole.fill(1, from, from + run);
@@ -86,9 +86,9 @@ function maskAt(counts, photo, width, height) {
   });
   const mask = new Uint8Array(width * height);
   for (let x = 0; x < width; x++) {
-    const start = Math.floor((x + 0.5) * photo.width / width) * photo.height;
+    const start = Math.floor((x + 0.5) * image.width / width) * image.height;
     for (let y = 0; y < height; y++) {
-      mask[y * width + x] = whole[start + Math.floor((y + 0.5) * photo.height / height)];
+      mask[y * width + x] = whole[start + Math.floor((y + 0.5) * image.height / height)];
     }
   }
   return mask;
@@ -135,7 +135,7 @@ function blend(picture, region, color, opacity) {
   }
 }
 
-// What is drawn over the photo of a sample, in order: run lengths, colour, filled or not.
+// What is drawn over the image of a sample, in order: run lengths, colour, filled or not.
 function layers(i) {
   const truth = { counts: column.truth_masks[column.truth[i]], color: data.colors.truth };
   const found = { counts: column.prediction[i], color: data.colors.prediction, filled: true };
@@ -149,31 +149,31 @@ function layers(i) {
 }
 
 async function loadPhoto(i) {
-  const packed = document.getElementById(`photo-${column.photo[i]}`);
+  const packed = document.getElementById(`image-${column.image[i]}`);
   if (!packed) return null;
-  const image = new Image();
-  image.src = `data:image/jpeg;base64,${packed.textContent}`;
-  await image.decode();
-  return image;
+  const bitmap = new Image();
+  bitmap.src = `data:bitmap/jpeg;base64,${packed.textContent}`;
+  await bitmap.decode();
+  return bitmap;
 }
 
-// Draw a sample; `side` is the longer side in pixels, 0 for the embedded photo's own.
+// Draw a sample; `side` is the longer side in pixels, 0 for the embedded image's own.
 async function draw(canvas, i, side) {
   const token = canvas.token = {};
   delete canvas.dataset.drawn;
-  const image = await loadPhoto(i);
+  const bitmap = await loadPhoto(i);
   if (canvas.token !== token) return; // another sample was asked for meanwhile
-  const photo = photoOf(i);
-  const shape = image || { width: photo.width, height: photo.height };
-  const scale = (side || (image ? Math.max(shape.width, shape.height) : 320)) / Math.max(shape.width, shape.height);
+  const image = imageOf(i);
+  const shape = bitmap || { width: image.width, height: image.height };
+  const scale = (side || (bitmap ? Math.max(shape.width, shape.height) : 320)) / Math.max(shape.width, shape.height);
   const width = Math.max(1, Math.round(shape.width * scale));
   const height = Math.max(1, Math.round(shape.height * scale));
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  if (image) {
+  if (bitmap) {
     context.imageSmoothingQuality = "high";
-    context.drawImage(image, 0, 0, width, height);
+    context.drawImage(bitmap, 0, 0, width, height);
   } else {
     context.fillStyle = `rgb(${MISSING})`;
     context.fillRect(0, 0, width, height);
@@ -182,7 +182,7 @@ async function draw(canvas, i, side) {
   const thick = Math.max(1, Math.round(Math.max(width, height) / 180));
   const rim = Math.ceil(thick / 3), stripe = 2 * thick;
   for (const layer of layers(i)) {
-    const mask = maskAt(layer.counts, photo, width, height);
+    const mask = maskAt(layer.counts, image, width, height);
     const outside = mask.map((v) => 1 - v);
     if (layer.filled) blend(picture, mask, layer.color, (x, y) => STRIPES[Math.floor((x + y) / stripe) % 2]);
     blend(picture, contour(outside, width, height, rim, false), RIM, () => 1);
@@ -258,8 +258,8 @@ function gauge(i) {
   return made;
 }
 
-function sentenceOf(i, tag) {
-  const made = element(tag, column.sentence[i] || "(no words)", "sentence");
+function expressionOf(i, tag) {
+  const made = element(tag, column.sentence[i] || "(no words)", "expression");
   made.dir = "auto"; // right-to-left scripts; it also keeps their marks inside
   return made;
 }
@@ -287,8 +287,8 @@ function card(i) {
   canvas.dataset.sample = i;
   const text = element("div", undefined, "text");
   const file = element("div", undefined, "meta file");
-  file.append(element("bdi", photoOf(i).file));
-  text.append(gauge(i), sentenceOf(i, "div"), element("div", metaOf(i), "meta"), file);
+  file.append(element("bdi", imageOf(i).file));
+  text.append(gauge(i), expressionOf(i, "div"), element("div", metaOf(i), "meta"), file);
   made.append(canvas, text);
   made.addEventListener("click", () => openLarge(i));
   seen.observe(canvas);
@@ -333,7 +333,7 @@ function chooseOverlay(name) {
 // ---- the large view ----
 
 function facts(i) {
-  const photo = photoOf(i), kind = column.kind_names[column.kind[i]];
+  const image = imageOf(i), kind = column.kind_names[column.kind[i]];
   const other = compared && delta[i] !== null ? signed(delta[i]) : null;
   return [
     ["IoU", iou[i].toFixed(4)],
@@ -346,9 +346,9 @@ function facts(i) {
     ["split", column.split_names[column.split[i]]],
     ["reference", column.ref_id[i]],
     ["expression", column.sent_ids[i].join(", ")],
-    ["annotation", column.ann_id[i]],
-    ["photo", photo.file],
-    ["size", `${photo.width} × ${photo.height}`],
+    ["annotation", column.ann_ids[i].join(", ") || "none"],
+    ["image", image.file],
+    ["size", `${image.width} × ${image.height}`],
   ].filter(([, value]) => value !== null && value !== undefined);
 }
 
@@ -378,7 +378,7 @@ function openLarge(i) {
   $("#siblings").replaceChildren(...same.map((k) => {
     const made = element("button");
     made.type = "button";
-    made.append(gauge(k), sentenceOf(k, "span"));
+    made.append(gauge(k), expressionOf(k, "span"));
     made.addEventListener("click", () => openLarge(k));
     return made;
   }));

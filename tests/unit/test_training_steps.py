@@ -1,4 +1,4 @@
-"""Training steps: clipping, accumulation, mixed precision, and numbers that are none."""
+"""Training steps: clipping, accumulation, mixed precision, non-finite numbers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 
+import utils
+from data.loaders import to_device
 from lib.losses import LOSSES
 from lib.model import Objective
 from lib.runtime import AMP, autocast, resolve_amp
 from lib.segmentation import MODELS, build_model
 from lib.swin import SWIN_SIZES, SwinSize
 from lib.training.optim import build_optimizer, freeze_unused, parameter_groups, poly_schedule
-from lib.training.steps import Step, StepOptions, train_steps
+from lib.training.steps import Step, StepOptions, _update, total, train_steps
 
 CPU = torch.device("cpu")
 PLAIN = StepOptions()
@@ -32,9 +34,10 @@ class Toy(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.head = nn.Conv2d(4, 1, 1)
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         out = self.head(self.norm(self.conv(batch["image"]))).float()
-        return (out.mean((1, 2, 3)) - batch["target"]).square().mean()
+        error = out.mean((1, 2, 3)) - batch["target"]
+        return {"square": error.square().mean(), "small": 0.1 * error.abs().mean()}
 
 
 def batches(number: int, size: int = 4, seed: int = 0) -> list[dict[str, Tensor]]:
@@ -65,10 +68,13 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, b.state_dict()[k]) for k, x in a.state_dict().items())
 
 
-def test_a_step_tells_its_samples_and_gradient_norm() -> None:
+def test_a_step_has_its_samples_losses_and_gradient_norm() -> None:
     _, steps = train(batches(3))
     assert [s.indices for s in steps] == [[100 * i + k for k in range(4)] for i in range(3)]
     assert all(s.finite and s.grad_norm > 0 for s in steps)
+    for step in steps:
+        assert list(step.losses) == ["square", "small"]
+        assert step.loss == step.losses["square"] + step.losses["small"]
 
 
 def test_clipping_limits_the_gradient_of_all_weights_together(
@@ -117,22 +123,22 @@ def test_a_group_of_batches_is_one_step_of_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_step_without_numbers_is_not_made(bad: float) -> None:
+def test_a_nonfinite_step_changes_nothing(bad: float) -> None:
     data = batches(3)
     data[1]["target"][2] = bad
     model, steps = train(data)
     assert [bool(s.finite) for s in steps] == [True, False, True]
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
     two, _ = train([data[0]])
-    three, steps = train(data[:2], StepOptions(spare_buffers=True))
+    three, steps = train(data[:2], StepOptions(restore_buffers=True))
     assert same(two, three)
 
 
-def test_gradients_without_numbers_under_a_loss_with_one() -> None:
+def test_nonfinite_gradients_of_a_finite_loss() -> None:
     class Cliff(Toy):
-        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
             # sqrt at 0: the value is finite, the slope is not.
-            return super().forward(batch) + (self.head.weight * 0).sum().sqrt()
+            return super().forward(batch) | {"cliff": (self.head.weight * 0).sum().sqrt()}
 
     torch.manual_seed(1)
     model = Cliff()
@@ -145,19 +151,22 @@ def test_gradients_without_numbers_under_a_loss_with_one() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())
 
 
-def test_statistics_survive_a_picture_that_overflows() -> None:
+def test_statistics_survive_an_image_that_overflows() -> None:
     data = batches(2)
     data[1]["image"] = data[1]["image"].float() * float("inf")
     poisoned, _ = train(data)
     assert not torch.isfinite(poisoned.norm.running_mean).all()
-    spared, steps = train(data, StepOptions(spare_buffers=True))
+    spared, steps = train(data, StepOptions(restore_buffers=True))
     assert not steps[1].finite
     assert same(spared, train(data[:1])[0])
 
 
-def test_another_process_without_numbers_stops_the_step_here_too() -> None:
+def test_a_nonfinite_loss_of_another_rank_skips_the_step_here_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fresh, _ = train([])
-    model, [step] = train(batches(1), agree=lambda finite: torch.tensor(False))
+    monkeypatch.setattr(utils, "all_true", lambda finite: torch.tensor(False))
+    model, [step] = train(batches(1))
     assert not step.finite
     assert all(torch.equal(v, fresh.get_parameter(k)) for k, v in model.named_parameters())
 
@@ -171,7 +180,7 @@ def test_half_precision_scales_its_loss() -> None:
         assert b.loss.item() == pytest.approx(a.loss.item(), rel=2e-2)
 
 
-def test_an_overflow_of_the_scaled_loss_is_no_accident() -> None:
+def test_an_overflow_of_the_scaled_loss_is_expected() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, growth_interval=1000)
     model, steps = train(batches(4), StepOptions(amp="fp16"), scaler=scaler)
     assert all(s.finite for s in steps)
@@ -179,19 +188,42 @@ def test_an_overflow_of_the_scaled_loss_is_no_accident() -> None:
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
 
 
-def test_fused_adamw_makes_the_same_steps() -> None:
-    found = []
+def test_fused_adamw_equals_the_plain_one() -> None:
+    models = []
     for fused in (False, True):
         torch.manual_seed(1)
         model = Toy()
-        groups = [{"name": "all", "params": list(model.parameters())}]
-        optimizer = build_optimizer(groups, 1e-3, 1e-2, fused=fused)
-        list(train_steps(model, batches(5), optimizer, poly_schedule(optimizer, 10), CPU))
-        found.append(model)
-    for name, p in found[0].named_parameters():
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-2, fused=fused)
+        for batch in batches(5):
+            optimizer.zero_grad()
+            total(model(to_device(batch, CPU))).backward()
+            optimizer.step()
+        models.append(model)
+    for name, p in models[0].named_parameters():
         # Before batch norm a bias' gradient is rounding alone, of which AdamW makes whole steps.
         if name != "conv.bias":
-            assert torch.allclose(p, found[1].get_parameter(name), rtol=1e-4, atol=1e-5), name
+            assert torch.allclose(p, models[1].get_parameter(name), rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_found_inf_skips_the_update_on_the_device(amsgrad: bool) -> None:
+    """Weights, moments and the count of steps stay; then the same step is made."""
+    weight = nn.Parameter(torch.ones(3))
+    group = {"name": "all", "params": [weight]}
+    optimizer = build_optimizer([group], 0.1, 0.01, amsgrad)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    weight.grad = torch.tensor([1.0, 2.0, 3.0])
+    _update(optimizer, scaler, torch.tensor(True))
+    after = [weight.detach().clone(), *(v.clone() for v in optimizer.state[weight].values())]
+    weight.grad = torch.full((3,), float("nan"))
+    _update(optimizer, scaler, torch.tensor(False))
+    assert not hasattr(optimizer, "found_inf")
+    for value, old in zip([weight, *optimizer.state[weight].values()], after, strict=True):
+        assert torch.equal(value, old)
+    weight.grad = torch.tensor([1.0, 2.0, 3.0])
+    _update(optimizer, scaler, torch.tensor(True))
+    assert optimizer.state[weight]["step"] == 2
+    assert not torch.equal(weight, after[0])
 
 
 # Operators whose result, or its size, the host must know: there a GPU's queue runs empty.
@@ -200,16 +232,16 @@ WAITS |= {"unique_consecutive", "_unique2", "allclose", "item"}
 
 
 class Waits(TorchDispatchMode):
-    """Collects where the host waits for a number."""
+    """Collects the functions in which the host waits for a number."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name.removeprefix("aten::") in WAITS:
             ours = [f for f in traceback.extract_stack() if "site-packages" not in f.filename]
-            self.found.append(ours[-2].name)
+            self.names.append(ours[-2].name)
         return func(*args, **(kwargs or {}))
 
 
@@ -218,7 +250,7 @@ class Waits(TorchDispatchMode):
 def test_a_step_waits_for_nothing(
     monkeypatch: pytest.MonkeyPatch, text_config: BertConfig, name: str, accumulate: int
 ) -> None:
-    """But for whether to update, which on a GPU the optimizer's kernel reads itself."""
+    """The optimizer's kernel reads on the device whether to update."""
     monkeypatch.setitem(SWIN_SIZES, "nano", SwinSize(32, (2, 2, 2, 2), (1, 2, 4, 8)))
     text_config.hidden_size, text_config.num_attention_heads = 64, 1
     model = build_model(name, swin_type="nano", window_size=7, text_config=text_config)
@@ -244,7 +276,7 @@ def test_a_step_waits_for_nothing(
     next(steps)  # what the first one makes is kept
     with Waits() as waits:
         next(steps)
-    assert waits.found == ["_update"]
+    assert waits.names == []
 
 
 def test_amp_names(monkeypatch: pytest.MonkeyPatch) -> None:

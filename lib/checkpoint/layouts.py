@@ -1,0 +1,188 @@
+"""A checkpoint's content and the model: published layouts, strict loading, training state."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.checkpoint.files import read_checkpoint
+from lib.errors import InputError
+from lib.model import Segmenter, State
+from lib.segmentation import build_model
+from lib.swin import SWIN_SIZES
+from lib.variants import trained_with, variant_of_names
+
+BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
+TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
+TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # beside the weights
+
+
+def flat_state(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
+    """A flat state dict from any published layout.
+
+    Layouts are {model, bert_model}, {model} with BERT inside, or a bare state dict; with or
+    without ``module.`` prefixes.
+
+    Raises:
+        InputError: it holds no weights.
+    """
+    state, text = content.get("model", content), content.get("bert_model", {})
+    if not _is_state(state) or not (text == {} or _is_state(text)):
+        raise InputError(f"{path} holds no model weights: give a checkpoint of train.py or LAVT's")
+    state = {k.removeprefix("module."): v for k, v in state.items()}
+    for key, value in text.items():
+        state["text_encoder." + key.removeprefix("module.")] = value
+    return state
+
+
+def _is_state(value: Any) -> bool:
+    """Whether ``value`` is a non-empty dict of names and tensors."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Load a checkpoint's weights into ``model``, strictly.
+
+    Args:
+        model: built by :func:`lib.segmentation.build_model`, not wrapped.
+        content: of :func:`lib.checkpoint.read_checkpoint`.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        InputError: a name or shape differs, or the checkpoint was trained with other flags that
+            names and shapes do not show; the message says which flags would fit.
+    """
+    state = model.from_published(flat_state(content, path))
+    own = model.state_dict()
+    wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
+    trained = trained_with(content.get("args"), model.variant)
+    asked_for = {name: model.variant[name] for name in trained}
+    if wrong or missing or extra or trained != asked_for:
+        asked = describe(own) | variant_of_names(own) | asked_for
+        held = describe(state) | variant_of_names(state) | trained
+        if held["text_width"] is None:
+            raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
+        differ = [k for k in held if held[k] != asked[k]]
+        if differ:
+            fit = " ".join(_option(k, held[k]) for k in differ)
+            raise InputError(f"{path} is of another model than asked for; it would fit: {fit}")
+        example = sorted(wrong or missing or extra)[0]
+        raise InputError(
+            f"{path} does not fit: {len(missing)} weights missing, {len(extra)} unknown, "
+            f"{len(wrong)} of another shape, like {example}"
+        )
+    for name, value in state.items():
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise InputError(f"{path} does not fit: {name} is of type {value.dtype}")
+    model.load_state_dict(state)
+
+
+def load_trained(name: str, path: str | os.PathLike[str], **options: Any) -> Segmenter:
+    """A model in eval mode with the weights of a checkpoint.
+
+    Args:
+        name, options: of :func:`lib.segmentation.build_model`.
+        path: of the checkpoint.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or is of another model.
+    """
+    content = read_checkpoint(path)
+    model = build_model(name, **options)
+    load_model(model, content, path)
+    return model.eval()
+
+
+def load_training(
+    content: dict[str, Any],
+    path: str | os.PathLike[str],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Load the state of optimizer, schedule and scaler from a checkpoint.
+
+    Raises:
+        InputError: it holds weights only, or its optimizer has other parameter groups.
+    """
+    missing = [k for k in TRAINING_STATE if k not in content]
+    if missing:
+        raise InputError(f"{path} holds no {missing[0]}: it can be tested, not resumed")
+    try:
+        if type(content["epoch"]) is not int or not _is_number(content.get("best_oIoU", 0.0)):
+            raise TypeError("its epoch or best_oIoU is no number")
+        optimizer.load_state_dict(content["optimizer"])
+        _check_optimizer(optimizer)
+        scheduler.load_state_dict(content["lr_scheduler"])
+        if scaler is not None and "scaler" in content:
+            scaler.load_state_dict(content["scaler"])
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
+        raise InputError(
+            f"the training state in {path} does not fit ({e}): resume with the flags "
+            "(--model, --swin_type, --lang_layers) of the run that wrote it"
+        ) from e
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise an error now for state that would only fail at the first step."""
+    for group in optimizer.param_groups:
+        for key in ("lr", "initial_lr", "weight_decay", "eps", "betas"):
+            value = group.get(key, 0.0)
+            if not (all(map(_is_number, value)) if key == "betas" and value else _is_number(value)):
+                raise TypeError(f"{key} of its optimizer is a {type(value).__name__}")
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.shape not in (parameter.shape, ()):
+                raise ValueError(f"{key} of its optimizer is of another shape")
+
+
+def describe(state: State) -> dict[str, Any]:
+    """The flags that a state dict's names and shapes show; None for the others."""
+
+    def shape(suffix: str, axis: int) -> int | None:
+        found = [v.shape for k, v in state.items() if k.endswith(suffix) and v.ndim > axis]
+        return found[0][axis] if found else None
+
+    width = shape("patch_embed.proj.weight", 0)
+    blocks = {match.groups("") for k in state if (match := BLOCK.match(k))}
+    depths = [sum(i in (a, b) for a, b, _ in blocks) for i in "0123"]
+    types = [
+        name
+        for name, size in SWIN_SIZES.items()
+        if size.embed_dim == width and list(size.depths) == depths
+    ]
+    table = shape("blocks.0.attn.relative_position_bias_table", 0)
+    return {
+        "model": "crossvlt" if any(k.startswith("lang_stage1.") for k in state) else "lavt",
+        "swin_type": types[0] if types else None,
+        "window": (int(table**0.5) + 1) // 2 if table else None,
+        "ape": shape("absolute_pos_embed", 2) or 0,
+        "text_width": shape("embeddings.word_embeddings.weight", 1),
+        "text_layers": len({match[1] for k in state if (match := TEXT_LAYER.match(k))}),
+        "vocabulary": shape("embeddings.word_embeddings.weight", 0),
+    }
+
+
+def _option(key: str, value: Any) -> str:
+    if value is None:
+        return f"no known {key}"
+    if key == "window":
+        return "--window12" if value == 12 else f"window {value} (no --window12)"
+    if key == "ape":
+        return f"--ape {value}"
+    if key in ("text_width", "text_layers", "vocabulary"):
+        return f"--ck_bert and --bert_tokenizer with {key.replace('_', ' ')} {value}"
+    return f"--{key} {value}"

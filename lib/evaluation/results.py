@@ -1,0 +1,80 @@
+"""The outputs of test.py: a JSON file of results and tables beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import utils
+from data.dataset_refer_bert import ReferDataset
+from lib import checkpoint
+from lib.evaluation import published, tables
+from lib.evaluation.protocol import Protocol
+from lib.evaluation.summary import Summary
+from refer.datasets import dataset_info
+from utils import log
+
+
+def tabulate(
+    model: str,
+    protocol: Protocol,
+    datasets: dict[str, ReferDataset],
+    summaries: dict[str, Summary],
+) -> tables.Results:
+    """The numbers of each split beside the published ones.
+
+    Args:
+        model: its name.
+        protocol: of the evaluation.
+        datasets, summaries: by split.
+    """
+    refer = next(iter(datasets.values())).refer
+    entries = []
+    for split, summary in summaries.items():
+        dataset = datasets[split]
+        row = published.look_up(
+            model,
+            (refer.dataset, refer.splitBy, split),
+            protocol,
+            len(dataset.samples_of_ref),
+            dataset.expression_count,
+        )
+        entries.append(tables.Entry(split, summary, row))
+    facts = {"dataset": refer.dataset, "splitBy": refer.splitBy, "model": model}
+    title = f"{dataset_info(refer.dataset).display_name} ({refer.splitBy}), {model}"
+    return tables.Results(title, facts, protocol.label, entries)
+
+
+def write_results(
+    path: Path,
+    results: tables.Results,
+    protocol: Protocol,
+    summaries: dict[str, Summary],
+    arguments: dict[str, Any],
+    device: str,
+) -> None:
+    """Write the JSON file, and the tables beside it.
+
+    Args:
+        path: of the JSON file.
+        results: of :func:`tabulate`.
+        protocol: of the evaluation.
+        summaries: by split.
+        arguments: the command line's.
+        device: the evaluation ran on.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    resume = arguments["resume"]
+    content = {
+        "splits": {split: summary.as_dict() for split, summary in summaries.items()},
+        "protocol": protocol.as_dict(),
+        "checkpoint": {"path": str(resume), "sha256": checkpoint.file_hash(resume)},
+        "args": arguments,
+        "seed": arguments["seed"],
+        "environment": utils.environment() | {"device": device},
+    }
+    utils.write_json(content, path)
+    for written in [path, *tables.write_tables(results, path)]:
+        log.info("written: %s", written)

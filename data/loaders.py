@@ -197,7 +197,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ignore signals sent to the whole job: the main process handles them, and needs its workers."""
+    """Leave signals sent to the whole job to the main process, which needs its workers."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     # The main process ends its workers; SIGTERM is for the case that it cannot.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,11 @@ class TokenNorm(nn.Module):
         return self.norm(x.flatten(0, 1)).view_as(x)
 
 
+def only_words(vis: Tensor, words: Tensor) -> Tensor:
+    """The language features, without the pixels."""
+    return words
+
+
 # The forms of PWAM that --pwam_norm, --pwam_attention and --pwam_combine choose from; the first
 # of each is the published one.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -75,24 +81,14 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": lambda dim: TokenNorm(nn.LayerNorm(dim)),
     "batch": lambda dim: TokenNorm(nn.BatchNorm1d(dim)),
 }
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(dim=-1)
-
-
-def _words(vis: Tensor, words: Tensor) -> Tensor:
-    return words
-
-
 ATTENTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": _softmax,
+    "softmax": partial(torch.softmax, dim=-1),
     "sigmoid": torch.sigmoid,
 }
 COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mul": torch.mul,
     "add": torch.add,
-    "words": _words,
+    "words": only_words,
 }
 
 

@@ -22,10 +22,17 @@ GATES: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "none": nn.Identity,
 }
+
+
+def concat(vis: Tensor, mean: Tensor) -> Tensor:
+    """(B, HW, C) and (B, 1, C) -> (B, HW, 2C)."""
+    return torch.cat([vis, mean.expand_as(vis)], dim=-1)
+
+
 JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
     "mul": torch.mul,
-    "concat": lambda vis, mean: torch.cat([vis, mean.expand_as(vis)], dim=-1),
+    "concat": concat,
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "lang_path": ("on", "off"),

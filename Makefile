@@ -11,7 +11,7 @@ QS_MODEL := --model lavt_one --swin_type micro --img_size 112 --ape 28 \
 QS_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_path 0 \
 	--batch-size 16 --epochs 4 --workers 1 --amp auto --print-freq 25
 
-.PHONY: help quickstart shapes test test-gpu parity bench lint clean
+.PHONY: help quickstart shapes test test-cpu test-gpu parity bench lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -63,7 +63,13 @@ shapes: .venv/.ready $(SH)/data/refshapes.json  ## the hard level: for a GPU, 30
 test: .venv/.ready-dev  ## lint, types and all tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+test-cpu: .venv/.ready-dev  ## single-precision parity with the kernels of a CPU without AVX
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+		$(RUN) -m pytest -q -k "float32 or single_precision" \
+		--deselect "tests/parity/test_forward.py::test_single_precision[e]" \
+		$(addprefix tests/parity/test_,forward.py crossvlt.py training.py)
 
 test-gpu: .venv/.ready-dev  ## the tests that need CUDA
 	$(RUN) -m pytest -q -m gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ import demo_inference as demo_script
 import test as test_script
 import train as train_script
 from args import parse_train
-from lib import runtime
 from lib.evaluation.metrics import PRECISION_AT
 from tests.scripts import Shapes, jsonl, run
 
@@ -211,29 +211,42 @@ def test_window_of_a_training_run(options: list[str], window: int) -> None:
     assert parse_train(options).window == window
 
 
+@pytest.fixture
+def no_tf32() -> Iterator[None]:
+    """Restores torch's global switches."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+@pytest.mark.usefixtures("no_tf32")
 @pytest.mark.parametrize("script", ["test", "demo"])
-def test_speed_options_where_nothing_is_trained(
+def test_speed_flags_where_nothing_is_trained(
     script: str, trained: Path, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They reach the model: each is asked for, once, and the result is as without."""
+    """Memory format and TF32; compiling takes minutes, and is tested on parts of the network."""
     monkeypatch.chdir(tmp_path)
-    asked = []
-    monkeypatch.setattr(runtime, "compile_module", lambda model: asked.append("compile"))
-    monkeypatch.setattr(runtime, "allow_tf32", lambda: asked.append("tf32"))
-    real = runtime.use_channels_last
-    monkeypatch.setattr(
-        runtime, "use_channels_last", lambda model: (asked.append("channels last"), real(model))
-    )
     options = [*shapes.options, "--resume", str(trained / "checkpoints/model_best_whole.pth")]
-    fast = ["--compile", "--channels-last", "--tf32"]
-    for extra in ([], fast):
+    for name, extra in (("plain", []), ("fast", ["--channels-last", "--tf32"])):
         if script == "test":
-            name = f"{len(extra)}.json"
-            test_script.main([*options, *extra, "--split", "testA", "--results", name])
+            where = ["--split", "testA", "--results", f"{name}.json"]
+            test_script.main([*options, *extra, *where])
         else:
-            list_file = str(shapes.root / "demo.json")
-            demo_script.main([*options, *extra, "--list", list_file, "--output", "out"])
-    assert asked == ["channels last", "compile", "tf32"]
+            where = ["--list", str(shapes.root / "demo.json"), "--output", name]
+            demo_script.main([*options, *extra, *where])
+        assert torch.backends.cuda.matmul.allow_tf32 is bool(extra)
+        assert torch.backends.cudnn.allow_tf32 is bool(extra)
     if script == "test":
-        found = [json.loads(Path(f"{n}.json").read_text())["splits"]["testA"] for n in (0, 3)]
-        assert found[0]["all"]["mIoU"] == pytest.approx(found[1]["all"]["mIoU"], abs=0.1)
+        plain, fast = (
+            json.loads(Path(f"{name}.json").read_text())["splits"]["testA"]["all"]
+            for name in ("plain", "fast")
+        )
+        assert fast["mIoU"] == pytest.approx(plain["mIoU"], abs=0.1)
+    else:
+        plain, fast = (sorted(p.name for p in Path(n).iterdir()) for n in ("plain", "fast"))
+        assert plain == fast
+        assert plain

@@ -20,11 +20,14 @@ from data.dataset_refer_bert import ReferDataset
 from data.transforms import normalize
 from lib import checkpoint
 from lib.errors import InputError
+from lib.evaluation.evaluator import resize_prediction
 from lib.lavt import LAVT
+from lib.predictor import Predictor, open_upright
 from lib.segmentation import build_model
 from lib.variants import Variant
 from refer.refer import REFER
 from tests.refer_files import CC0_ROOT, TINY_BERT
+from tools.demo_jobs import plan
 
 REPO = Path(__file__).parents[2]
 SIZE = 56
@@ -54,7 +57,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seeing_nothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(build(-5.0), tmp_path_factory.mktemp("weights") / "nothing.pth")
 
 
@@ -89,18 +92,18 @@ def test_writes_what_was_asked_for(
     run(weights, "--image", photo, "--sentence", "Red one!", "--output", out, *ALL)
     stem = "photo_red-one"
     assert files(out) == [f"{stem}{e}" for e in (".mask.png", ".png", ".prob.png", ".rle.json")]
-    with Image.open(out / f"{stem}.png") as picture:
-        assert picture.size == (160, 120)
-    with Image.open(out / f"{stem}.mask.png") as picture:
-        assert (picture.mode, picture.size) == ("L", (160, 120))
-        mask = np.asarray(picture)
+    with Image.open(out / f"{stem}.png") as image:
+        assert image.size == (160, 120)
+    with Image.open(out / f"{stem}.mask.png") as image:
+        assert (image.mode, image.size) == ("L", (160, 120))
+        mask = np.asarray(image)
     assert set(np.unique(mask)) == {0, 255}
     rle = json.loads((out / f"{stem}.rle.json").read_text())
     assert rle["size"] == [120, 160]
     assert (coco_mask.decode(rle) * 255 == mask).all()
-    with Image.open(out / f"{stem}.prob.png") as picture:
-        assert picture.mode.startswith("I")
-        assert ((np.asarray(picture) > 65535 / 2) == (mask > 0)).all()
+    with Image.open(out / f"{stem}.prob.png") as image:
+        assert image.mode.startswith("I")
+        assert ((np.asarray(image) > 65535 / 2) == (mask > 0)).all()
     row = next(line for line in capsys.readouterr().out.splitlines() if "Red one!" in line)
     assert row.split()[0] == "photo.jpg"
     assert f"{(mask > 0).mean():.2%}" in row
@@ -145,19 +148,19 @@ def test_only_the_overlay_by_default_and_as_named(
     out = tmp_path / "out" / "seen.jpg"
     run(weights, "--image", photo, "--sentence", "red", "--output", out)
     assert files(out.parent) == ["seen.jpg"]
-    with Image.open(out) as picture:
-        assert (picture.format, picture.size) == ("JPEG", (160, 120))
+    with Image.open(out) as image:
+        assert (image.format, image.size) == ("JPEG", (160, 120))
 
 
 def test_caption_is_a_band(tmp_path: Path, photo: Path, weights: Path) -> None:
     out = tmp_path / "seen.png"
     run(weights, "--image", photo, "--sentence", "red", "--caption", "--output", out)
-    with Image.open(out) as picture:
-        assert picture.width == 160
-        assert picture.height > 120
+    with Image.open(out) as image:
+        assert image.width == 160
+        assert image.height > 120
 
 
-def test_model_sees_what_it_saw_in_training() -> None:
+def test_the_input_is_that_of_training() -> None:
     model, tokenizer = build(), load_tokenizer(TINY_BERT)
     refer = REFER(CC0_ROOT, "refcoco", "unc")
     dataset = ReferDataset(refer, "val", tokenizer, SIZE)
@@ -169,102 +172,107 @@ def test_model_sees_what_it_saw_in_training() -> None:
             sample["attention_mask"][None],
         )
     record = dataset.records[0]
-    upright = demo.open_upright(refer.image_path(record.image_id))
-    got = demo.predict(model, tokenizer, upright, [record.sentence], SIZE, 20)
-    assert torch.equal(got, expected)
+    upright = open_upright(refer.image_path(record.image_id))
+    logits = Predictor(model, tokenizer, SIZE).logits(upright, [record.expression])
+    assert torch.equal(logits, expected)
 
 
 def test_mask_is_the_argmax_of_resized_logits() -> None:
     logits = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = demo.at_size(logits, 33, 21)
+    prediction = resize_prediction(logits, 33, 21)
     full = F.interpolate(logits[None], (33, 21), mode="bilinear", align_corners=False)[0]
-    assert (found.mask == (full[1] > full[0]).numpy()).all()
-    assert found.probability == pytest.approx(torch.sigmoid(full[1] - full[0]).numpy(), abs=1e-6)
-    assert 0 < found.mask.mean() < 1
+    assert (prediction.mask == (full[1] > full[0]).numpy()).all()
+    assert prediction.probability == pytest.approx(
+        torch.sigmoid(full[1] - full[0]).numpy(), abs=1e-6
+    )
+    assert 0 < prediction.mask.mean() < 1
 
 
-def test_sentences_share_a_batch_and_do_not_mix() -> None:
+def test_expressions_of_a_batch_do_not_mix() -> None:
     model, tokenizer = build(), load_tokenizer(TINY_BERT)
     sizes: list[int] = []
     model.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
-    picture = Image.effect_noise((50, 40), 80).convert("RGB")
-    sentences = ["red", "the blue one on the left", "", "?!"]
-    together = demo.predict(model, tokenizer, picture, sentences, SIZE, 20, batch_size=3)
+    image = Image.effect_noise((50, 40), 80).convert("RGB")
+    expressions = ["red", "the blue one on the left", "", "?!"]
+    predictor = Predictor(model, tokenizer, SIZE, batch_size=3)
+    together = predictor.logits(image, expressions)
     assert sizes == [3, 1]
-    for sentence, logits in zip(sentences, together, strict=True):
-        alone = demo.predict(model, tokenizer, picture, [sentence], SIZE, 20)[0]
+    for expression, logits in zip(expressions, together, strict=True):
+        alone = predictor.logits(image, [expression])[0]
         assert torch.allclose(alone, logits, atol=1e-4)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path, photo: Path, weights: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees
-    with Image.open(photo) as picture:
-        picture.save(tmp_path / "turned.jpg", exif=exif)
+    with Image.open(photo) as image:
+        image.save(tmp_path / "turned.jpg", exif=exif)
     run(weights, "--image", tmp_path / "turned.jpg", "--sentence", "a", "--output", tmp_path / "o")
-    with Image.open(tmp_path / "o" / "turned_a.png") as picture:
-        assert picture.size == (120, 160)
+    with Image.open(tmp_path / "o" / "turned_a.png") as image:
+        assert image.size == (120, 160)
 
 
 @pytest.mark.filterwarnings("error")
 def test_damaged_exif_does_no_harm(tmp_path: Path, photo: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
-    with Image.open(photo) as picture:
-        picture.save(tmp_path / "whole.jpg", exif=exif)
-    whole = (tmp_path / "whole.jpg").read_bytes()
-    start = whole.find(b"Exif")
+    with Image.open(photo) as image:
+        image.save(tmp_path / "undamaged.jpg", exif=exif)
+    undamaged = (tmp_path / "undamaged.jpg").read_bytes()
+    start = undamaged.find(b"Exif")
     sizes = set()
     for place in range(start, start + 32):
-        damaged = whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]
+        damaged = undamaged[:place] + bytes([undamaged[place] ^ 0xFF]) + undamaged[place + 1 :]
         (tmp_path / "damaged.jpg").write_bytes(damaged)
-        sizes.add(demo.open_upright(tmp_path / "damaged.jpg").size)
+        sizes.add(open_upright(tmp_path / "damaged.jpg").size)
     assert sizes == {(160, 120), (120, 160)}
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
-def test_photos_of_any_kind_and_of_one_pixel(tmp_path: Path, weights: Path, mode: str) -> None:
+def test_images_of_any_mode_and_of_one_pixel(tmp_path: Path, weights: Path, mode: str) -> None:
     Image.new(mode, (1, 1)).save(tmp_path / "dot.png")
     run(weights, "--image", tmp_path / "dot.png", "--sentence", "", "--output", tmp_path / "o")
-    with Image.open(tmp_path / "o" / "dot_sentence.png") as picture:
-        assert picture.size == (1, 1)
+    with Image.open(tmp_path / "o" / "dot_sentence.png") as image:
+        assert image.size == (1, 1)
 
 
-def test_empty_mask_is_said(
-    tmp_path: Path, photo: Path, seeing_nothing: Path, capsys: Capture
+def test_warning_of_an_empty_mask(
+    tmp_path: Path, photo: Path, empty_weights: Path, capsys: Capture
 ) -> None:
-    run(seeing_nothing, "--image", photo, "--sentence", "red", "--output", tmp_path / "o", "--rle")
+    run(empty_weights, "--image", photo, "--sentence", "red", "--output", tmp_path / "o", "--rle")
     printed = capsys.readouterr().out
     assert "0.00%" in printed
-    assert 'warning: nothing in photo.jpg is "red" to the model: the mask is empty' in printed
+    assert 'warning: the mask of photo.jpg is empty for "red"' in printed
     assert coco_mask.area(json.loads((tmp_path / "o" / "photo_red.rle.json").read_text())) == 0
 
 
-def test_long_sentence_is_said(tmp_path: Path, photo: Path, weights: Path, capsys: Capture) -> None:
+def test_warning_of_a_long_expression(
+    tmp_path: Path, photo: Path, weights: Path, capsys: Capture
+) -> None:
     said = ["the one " * 9, "the one " * 10]  # 18 and 20 words, [CLS] and [SEP]
     run(weights, "--image", photo, "--sentence", *said, "--output", tmp_path / "o")
-    assert capsys.readouterr().out.count("warning: the model reads 20 tokens") == 1
+    assert capsys.readouterr().out.count("warning: the model reads only the first 20 tokens") == 1
 
 
-def test_folder_goes_on_after_a_bad_photo(
+def test_a_folder_is_finished_despite_a_damaged_image(
     tmp_path: Path, photo: Path, weights: Path, capsys: Capture
 ) -> None:
     folder, out = photo.parent, tmp_path / "out"
     (folder / "bad.jpg").write_bytes(photo.read_bytes()[:300])
-    (folder / "notes.txt").write_text("no photo")
+    (folder / "notes.txt").write_text("no image")
     (folder / "._photo.jpg").write_bytes(b"")
     with pytest.raises(SystemExit) as stopped:
         run(weights, "--image", folder, "--sentence", "red", "blue", "--output", out)
     assert stopped.value.code == 1
     assert files(out) == ["photo_blue.png", "photo_red.png"]
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2
-    assert said[0].startswith("error: image ")
-    assert "bad.jpg" in said[0]
-    assert said[1] == "error: 1 of 2 photos could not be read"
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert errors[0].startswith("error: image ")
+    assert "bad.jpg" in errors[0]
+    assert errors[1] == "error: 1 of 2 images could not be read"
 
 
-def test_list_of_photos_and_sentences(tmp_path: Path, photo: Path, weights: Path) -> None:
+def test_list_of_images_and_expressions(tmp_path: Path, photo: Path, weights: Path) -> None:
     pairs = [
         {"image": "in/photo.jpg", "sentence": "red"},
         {"image": str(photo), "sentence": ["red", "blue"], "note": "ignored"},
@@ -275,25 +283,25 @@ def test_list_of_photos_and_sentences(tmp_path: Path, photo: Path, weights: Path
 
 
 def test_names_stay_apart_and_short(tmp_path: Path) -> None:
-    sentences = ["a/b: c", "A b C", "../..", "x" * 500, "左の猫" * 99, "\ud800", "é"]
-    jobs = demo.plan([(Path("in") / ("p" * 250 + ".jpg"), sentences)], tmp_path)
+    expressions = ["a/b: c", "A b C", "../..", "x" * 500, "左の猫" * 99, "\ud800", "é"]
+    jobs = plan([(Path("in") / ("p" * 250 + ".jpg"), expressions)], tmp_path)
     names = [path.name for path in jobs[0].overlays]
     assert all(path.parent == tmp_path for path in jobs[0].overlays)
-    assert len({name.lower() for name in names}) == len(sentences)
+    assert len({name.lower() for name in names}) == len(expressions)
     assert all(len(name.encode()) < 200 for name in names)
     assert names[0].endswith("_a-b-c.png")
     assert names[1].endswith("_a-b-c-2.png")
 
 
-def test_does_not_overwrite_a_photo(tmp_path: Path, photo: Path, weights: Path) -> None:
+def test_does_not_overwrite_an_image(tmp_path: Path, photo: Path, weights: Path) -> None:
     before = photo.read_bytes()
-    with pytest.raises(InputError, match="would overwrite a photo"):
+    with pytest.raises(InputError, match="would overwrite an image"):
         run(weights, "--image", photo, "--sentence", "a", "--output", photo)
     masked = photo.with_name("x.mask.png")
     Image.new("RGB", (9, 9)).save(masked)
-    with pytest.raises(InputError, match="would overwrite a photo"):
+    with pytest.raises(InputError, match="would overwrite an image"):
         run(weights, "--image", masked, "--sentence", "a", "--output", masked.with_name("x.png"))
-    with pytest.raises(InputError, match="photos' own folder"):
+    with pytest.raises(InputError, match="images' own folder"):
         run(weights, "--image", photo.parent, "--sentence", "a", "--output", photo.parent)
     assert photo.read_bytes() == before
     assert files(photo.parent) == ["photo.jpg", "x.mask.png"]
@@ -314,11 +322,14 @@ def test_bad_list(tmp_path: Path, weights: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("", "--image is missing: give a photo or a folder, like python demo_inference.py --image"),
+        (
+            "",
+            "--image is missing: give an image or a folder, like python demo_inference.py --image",
+        ),
         ("--image P", "--sentence is missing"),
         ("--image P --sentence a --resume=", "--resume is missing"),
         ("--image nowhere.jpg --sentence a", "--image nowhere.jpg does not exist"),
-        ("--image EMPTY --sentence a", "no photo in the folder"),
+        ("--image EMPTY --sentence a", "no image in the folder"),
         ("--image TEXT --sentence a", "is not an image"),
         ("--image P --sentence a --resume nowhere.pth", "no checkpoint at nowhere.pth"),
         ("--image P --sentence a --swin_type tiny", "it would fit: --swin_type micro"),
@@ -326,7 +337,7 @@ def test_bad_list(tmp_path: Path, weights: Path, text: str) -> None:
         ("--image P --sentence a --output one.gif", "overlays are written as .png"),
         ("--image P --sentence a --output TEXT", "cannot be made"),
         ("--image P --sentence a --output TEXT/o", "cannot be made"),
-        ("--image P --list l.json", "--list names photos and sentences itself"),
+        ("--image P --list l.json", "--list names images and expressions itself"),
         ("--list nowhere.json", "--list nowhere.json does not exist"),
         ("--image P --sentence a --img_size 0", "--img_size 0"),
     ],
@@ -335,7 +346,7 @@ def test_bad_input_is_one_line(
     tmp_path: Path, photo: Path, weights: Path, argv: str, says: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text").write_text("no picture")
+    (tmp_path / "text").write_text("no image")
     named = {"P": str(photo), "EMPTY": str(tmp_path / "empty"), "TEXT": str(tmp_path / "text")}
     words = [named.get(word, word) for word in argv.split()]
     words = [word.replace("TEXT/", named["TEXT"] + "/") for word in words]
@@ -362,12 +373,14 @@ def script(*argv: str) -> subprocess.CompletedProcess[str]:
 def test_script_without_options_says_how() -> None:
     done = script()
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --image is missing: give a photo")
+    assert done.stderr.startswith("error: --image is missing: give an image")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_script_over_a_folder_with_a_bad_photo(tmp_path: Path, photo: Path, weights: Path) -> None:
-    (photo.parent / "bad.png").write_text("no picture")
+def test_script_over_a_folder_with_a_damaged_image(
+    tmp_path: Path, photo: Path, weights: Path
+) -> None:
+    (photo.parent / "bad.png").write_text("no image")
     argv = ["--image", str(photo.parent), "--sentence", "red", "--output", str(tmp_path / "out")]
     done = script(*options(weights), *argv)
     assert done.returncode == 1

@@ -11,8 +11,10 @@ from transformers import BertConfig
 
 from lib.errors import InputError
 from lib.lavt import LAVT, parse_heads
+from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.swin import SWIN_SIZES
+from lib.training import optim
 from tests.conftest import Build
 
 
@@ -157,3 +159,79 @@ def test_invalid_arguments_raise_one_line(
     with pytest.raises(InputError, match=message) as caught:
         build_nano(**options)
     assert "\n" not in str(caught.value)
+
+
+# ---- every parameter is accounted for ----
+
+
+def grow(model: Segmenter, parent: str, layer: nn.Module) -> str:
+    """Add a layer to a submodule; returns the name of its weight."""
+    model.get_submodule(parent).add_module("extra", layer)
+    return f"{parent}.extra.weight".lstrip(".")
+
+
+@pytest.mark.parametrize(
+    ("name", "parent"),
+    [
+        ("lavt", ""),
+        ("lavt_one", ""),
+        ("lavt_one", "text_encoder"),
+        ("crossvlt", ""),
+        ("crossvlt", "lang_stage1"),
+        ("crossvlt", "lang_stage1.encoder"),
+    ],
+)
+def test_a_parameter_without_group_raises(name: str, parent: str, build_nano: Build) -> None:
+    size = "micro" if name == "crossvlt" else "nano"
+    model = build_nano(name, swin_type=size)
+    weight = grow(model, parent, nn.Linear(2, 2))
+    with pytest.raises(InputError, match="parameters in no optimizer group") as caught:
+        optim.parameter_groups(model, 0.01)
+    message = str(caught.value)
+    assert weight in message
+    assert f"{type(model).__name__}.parameter_group" in message
+    assert "\n" not in message
+
+
+def test_many_parameters_without_group_are_counted(build_nano: Build) -> None:
+    model = build_nano()
+    grow(model, "", nn.Sequential(*[nn.Linear(2, 2) for _ in range(4)]))
+    with pytest.raises(InputError, match=r"extra\.0\.weight, .* and 5 more: "):
+        optim.parameter_groups(model, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "parent", "group"),
+    [
+        ("lavt", "backbone", "backbone"),
+        ("lavt", "backbone.layers.1.fusion", "backbone"),
+        ("lavt", "classifier", "decoder"),
+        ("crossvlt", "backbone.2.layers", "backbone"),
+        ("crossvlt", "classifier", "decoder"),
+        ("crossvlt", "lang_stage3", "lang_stage3"),
+    ],
+)
+def test_a_layer_added_to_a_trained_part_is_trained(
+    name: str, parent: str, group: str, build_nano: Build
+) -> None:
+    size = "micro" if name == "crossvlt" else "nano"
+    model = build_nano(name, swin_type=size)
+    weight = grow(model, parent, nn.Linear(2, 2))
+    groups = optim.parameter_groups(model, 0.01)
+    optim.freeze_unused(model, groups)
+    assert [g["name"] for g in groups if weight in g["param_names"]] == [group]
+    assert model.get_parameter(weight).requires_grad
+
+
+def test_groups_and_frozen_parameters_are_described(build_nano: Build) -> None:
+    model = build_nano()
+    groups = optim.parameter_groups(model, 0.01, 1)
+    lines = optim.describe_groups(model, groups, 5e-5, 1)
+    starts = [line.partition(":")[0] for line in lines]
+    assert starts == [*(f"group {g['name']}" for g in groups), *["not trained"] * 3]
+    assert "lr 5e-05" in lines[0]
+    assert "weight decay 0.01" in lines[1]
+    assert "weight decay 0" in lines[0]
+    reasons = " ".join(lines[len(groups) :])
+    for reason in ("BERT's embeddings", "only the first 1", "the last stage's gate"):
+        assert reason in reasons

@@ -1,7 +1,8 @@
-"""Options that are to be faster or smaller give what plain float32 gives, alone and together.
+"""Flags for speed and memory give the losses and masks of plain float32, alone and together.
 
-The stated tolerances: masks of a trained model overlap those of float32 by an IoU of 0.99 on real
-photos; the losses of 20 training steps stay within ``TOLERANCE`` of float32's.
+Tolerances: in half precision the losses of 20 training steps stay within the stated distance of
+float32's. In float32 they are at most 8 times as far from those of float64 as plain float32 is.
+Masks of a trained model on real photos overlap those of float32 by an IoU of 0.99.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import to_device
-from lib import runtime
+from lib import cpu, runtime
 from lib.errors import InputError
 from lib.evaluation.metrics import intersection_union
 from lib.losses import LOSSES
@@ -34,14 +35,14 @@ from tests.refer_files import CC0_ROOT, TINY_BERT
 CPU = torch.device("cpu")
 Change = Callable[[torch.nn.Module], None]
 
-# Options, the loss' tolerance against float32, and how they are asked for.
-WAYS: dict[str, tuple[float, StepOptions, list[Change], bool]] = {
-    "bf16": (0.02, StepOptions("bf16"), [], False),
-    "fp16": (0.01, StepOptions("fp16"), [], False),
-    "channels last": (1e-3, StepOptions(), [runtime.use_channels_last], False),
-    "grad checkpoint": (0.0, StepOptions(), [runtime.recompute_blocks], False),
-    "fused AdamW": (2e-3, StepOptions(), [], True),
-    "all": (0.02, StepOptions("bf16"), [runtime.use_channels_last, runtime.recompute_blocks], True),
+# Options, the tolerance of the loss against float32 (None: derived from float64), and changes.
+WAYS: dict[str, tuple[float | None, StepOptions, list[Change]]] = {
+    "bf16": (0.02, StepOptions("bf16"), []),
+    "fp16": (0.01, StepOptions("fp16"), []),
+    "channels last": (None, StepOptions(), [runtime.use_channels_last]),
+    "grad checkpoint": (0.0, StepOptions(), [runtime.recompute_blocks]),
+    "accelerated": (None, StepOptions(), [cpu.accelerate]),
+    "all": (0.02, StepOptions("bf16"), [runtime.use_channels_last, runtime.recompute_blocks]),
 }
 
 
@@ -65,7 +66,6 @@ def train(
     model: Segmenter,
     batches: list[dict[str, Tensor]],
     options: StepOptions,
-    fused: bool = False,
     lr: float = 1e-4,
 ) -> list[float]:
     """Losses of a step for each batch."""
@@ -85,23 +85,45 @@ def plain_losses(photos: list[dict[str, Tensor]]) -> list[float]:
     return train(build(), photos * 10, StepOptions())
 
 
+@pytest.fixture(scope="module")
+def exact_losses(photos: list[dict[str, Tensor]]) -> list[float]:
+    """In float64, with the same dropout."""
+    model = build().double()
+    patches = model.get_submodule("backbone.patch_embed")
+    patches.register_forward_pre_hook(lambda module, args: (args[0].double(),))
+    return train(model, photos * 10, StepOptions())
+
+
+def distance(losses: list[float], others: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(losses, others, strict=True))
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_twenty_training_steps(
-    way: str, photos: list[dict[str, Tensor]], plain_losses: list[float]
+def test_losses_of_twenty_training_steps(
+    way: str,
+    photos: list[dict[str, Tensor]],
+    plain_losses: list[float],
+    exact_losses: list[float],
 ) -> None:
-    tolerance, options, changes, fused = WAYS[way]
+    tolerance, options, changes = WAYS[way]
     model = build()
     for change in changes:
         change(model)
-    losses = train(model, photos * 10, options, fused)
+    losses = train(model, photos * 10, options)
     assert len(losses) == 20
     assert plain_losses[-1] < plain_losses[0]
-    assert max(abs(a - b) for a, b in zip(losses, plain_losses, strict=True)) <= tolerance
+    if tolerance is None:
+        rounding = distance(plain_losses, exact_losses)
+        assert rounding < 0.01  # dropout is the same, too
+        eps = torch.finfo(torch.float32).eps
+        assert distance(losses, exact_losses) <= 8 * rounding + eps
+    else:
+        assert distance(losses, plain_losses) <= tolerance
 
 
 @pytest.fixture(scope="module")
 def trained(photos: list[dict[str, Tensor]]) -> Segmenter:
-    """A network that knows the photos: masks of noise would tell nothing."""
+    """A network that overfits the photos, so that its masks are decided."""
     model = build()
     for module in model.modules():
         if hasattr(module, "drop_prob"):
@@ -144,7 +166,7 @@ def test_masks_on_real_photos(
     assert inter.sum() / union.sum() >= 0.99
 
 
-def test_recomputed_blocks_run_twice_and_only_while_training(
+def test_gradient_checkpointing_runs_blocks_twice_in_training_only(
     photos: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
@@ -167,8 +189,8 @@ def test_recomputed_blocks_run_twice_and_only_while_training(
     assert calls == 8
 
 
-def test_compiled_training_and_evaluation(trained: Segmenter) -> None:
-    """A part of the network, since compiling takes long: what matters is how it is asked for."""
+def test_a_compiled_block_has_the_same_outputs_and_gradients(trained: Segmenter) -> None:
+    """A block only, since compiling takes long; whole models are in test_compile.py."""
     block = copy.deepcopy(trained.get_submodule("backbone.layers.0.blocks.1"))
     names = list(block.state_dict())
     x = torch.randn(1, 14, 14, 16, requires_grad=True)
@@ -192,7 +214,7 @@ def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         runtime.compile_module(torch.nn.Linear(2, 2))
 
 
-def test_tf32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allow_tf32_sets_both_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     restore = partial(setattr, torch.backends.cudnn, "allow_tf32", before[1])
     try:

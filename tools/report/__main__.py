@@ -374,7 +374,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--image_root", default="", help="or the folder of the images itself")
     p.add_argument("--output", type=Path, default=Path("report.html"))
     p.add_argument("--max_samples", type=int, default=0, help="in the gallery; 0 (default): all")
-    p.add_argument("--image_side", type=int, default=320, help="longer side, pixels (default: 320)")
+    p.add_argument(
+        "--image_side",
+        "--photo_side",
+        type=int,
+        default=320,
+        help="longer side (default: 320 pixels)",
+    )
     args = p.parse_args(argv)
     if args.max_samples < 0:
         raise InputError(f"--max_samples {args.max_samples}: give a number, or 0 for all")

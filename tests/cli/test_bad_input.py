@@ -40,7 +40,7 @@ def copied(shapes: Shapes, here: Path) -> Shapes:
         (["--val_split", "testC"], ["testC", "testA"]),
         (["--refer_data_root", "nowhere"], ["nowhere"]),
         (["--image_root", "nowhere"], ["nowhere"]),
-        (["--batch-size", "1000"], ["1000", "--batch-size"]),
+        (["--batch-size", "1000"], ["1000", "--batch_size"]),
         (["--batch-size", "0"], ["--batch_size 0"]),
         (["--lr", "-1"], ["--lr -1"]),
         (["--epochs", "two"], ["--epochs"]),

@@ -337,7 +337,7 @@ def test_bad_list(tmp_path: Path, weights: Path, text: str) -> None:
         ("--image P --sentence a --output one.gif", "overlays are written as .png"),
         ("--image P --sentence a --output TEXT", "cannot be made"),
         ("--image P --sentence a --output TEXT/o", "cannot be made"),
-        ("--image P --list l.json", "--list names images and expressions itself"),
+        ("--image P --list l.json", "--list names images and expressions: remove --image"),
         ("--list nowhere.json", "--list nowhere.json does not exist"),
         ("--image P --sentence a --img_size 0", "--img_size 0"),
     ],

@@ -193,7 +193,10 @@ def test_results_say_with_what_they_were_made(shapes: Shapes, checkpoint: Path, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--eval_mode", "cat", "--val_expressions", "one"], ["--eval_mode cat", "leave one"]),
+        (
+            ["--eval_mode", "cat", "--val_expressions", "one"],
+            ["--eval_mode cat", "give one of the two"],
+        ),
         (["--eval_mode", "both"], ["both", "mean"]),
         (["--eval_size", "480"], ["480", "original"]),
         (["--max_tokens", "0"], ["--max_tokens 0"]),
@@ -219,9 +222,9 @@ def test_a_failed_run_leaves_no_predictions(
     shapes: Shapes, checkpoint: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise InputError("a picture is damaged")
+        raise InputError("an image is damaged")
 
-    monkeypatch.setattr("data.dataset_refer_bert.ReferDataset.picture", fail)
+    monkeypatch.setattr("data.dataset_refer_bert.ReferDataset.original_image", fail)
     with pytest.raises(InputError, match="damaged"):
         evaluate(shapes, checkpoint)
     assert list(here.iterdir()) == []

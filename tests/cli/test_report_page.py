@@ -135,7 +135,7 @@ def test_metrics_and_hostile_text_are_seen(page: Page) -> None:
         cells = [f"{100 * v:.2f}" for v in [*precision, overall, ious.mean()]] + [str(len(lines))]
         assert "\t".join([split, *cells]) in table
     assert "kind: <u>kind</u>" in table
-    texts = page.run("[...document.querySelectorAll('.sentence')].map((e) => e.textContent)")
+    texts = page.run("[...document.querySelectorAll('.expression')].map((e) => e.textContent)")
     assert texts == [line["sentence"] for line in LINES]
 
 

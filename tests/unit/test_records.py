@@ -36,8 +36,9 @@ def test_reads_every_field(tmp_path: Path) -> None:
     found = read_records(write_lines(tmp_path / "p.jsonl", lines))
     assert len(found) == len(lines) == 25
     for line, read in zip(lines, found, strict=True):
-        for name in line.keys() - {"sent_ids", "segmentation", "truth"}:
+        for name in line.keys() - {"ann_ids", "sent_ids", "segmentation", "truth"}:
             assert getattr(read, name) == line[name]
+        assert list(read.ann_ids) == line["ann_ids"]
         assert list(read.sent_ids) == line["sent_ids"]
         for name in ("segmentation", "truth"):
             rle = getattr(read, name)

@@ -195,7 +195,7 @@ def test_results_say_with_what_they_were_made(shapes: Shapes, checkpoint: Path, 
     [
         (
             ["--eval_mode", "cat", "--val_expressions", "one"],
-            ["--eval_mode cat", "give one of the two"],
+            ["--eval_mode cat", "give one"],
         ),
         (["--eval_mode", "both"], ["both", "mean"]),
         (["--eval_size", "480"], ["480", "original"]),

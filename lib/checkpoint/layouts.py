@@ -40,12 +40,12 @@ def flat_state(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether ``value`` is a non-empty dict of names and dense tensors with data."""
+    """Whether ``value`` is a non-empty dict of names and dense tensors."""
     return (
         isinstance(value, dict)
         and bool(value)
         and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-        and all(v.layout == torch.strided and not v.is_meta for v in value.values())
+        and all(v.layout == torch.strided for v in value.values())
     )
 
 

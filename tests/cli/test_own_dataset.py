@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refer import REFER
+from refer import REFER, check
 from tests.scripts import Shapes, run
 
 
@@ -20,7 +20,7 @@ def own(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Shapes:
     return Shapes(root)
 
 
-def test_train_test_and_check(own: Shapes, tmp_path: Path) -> None:
+def test_train_and_test(own: Shapes, tmp_path: Path) -> None:
     name = ["--dataset", "mydata"]
     done = run(tmp_path, "train.py", *own.train_options, *name, "--epochs", "1", "--model_id", "a")
     assert done.returncode == 0, done.stderr
@@ -30,9 +30,11 @@ def test_train_test_and_check(own: Shapes, tmp_path: Path) -> None:
     assert "mydata" in done.stdout
     assert "refcoco" not in done.stdout.lower()
     assert json.loads((tmp_path / "r.json").read_text())["args"]["dataset"] == "mydata"
-    done = run(tmp_path, "refer/check.py", "--refer_data_root", str(own.root), *name)
-    assert done.returncode == 0, done.stderr
-    assert "mydata" in done.stdout
+
+
+def test_check(own: Shapes, capsys: pytest.CaptureFixture[str]) -> None:
+    check.main(["--refer_data_root", str(own.root), "--dataset", "mydata"])
+    assert "mydata" in capsys.readouterr().out
 
 
 def test_reader(own: Shapes) -> None:

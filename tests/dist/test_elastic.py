@@ -65,7 +65,7 @@ def test_a_killed_worker_comes_back(undisturbed: Undisturbed, tmp_path: Path) ->
         os.kill(workers(job)[-1], signal.SIGKILL)
         assert job.wait(timeout=TIMEOUT) == 0, (tmp_path / "output.txt").read_text()
     log = (tmp_path / "models/lavt/log.txt").read_text()
-    assert log.count("continuing from checkpoints/model_last_lavt.pth") == 1
+    assert log.count("resuming checkpoints/model_last_lavt.pth") == 1
     assert run_differences(undisturbed.folder, tmp_path) == []
 
 

@@ -182,7 +182,7 @@ class Watch:
 
     def started(self) -> bool:
         """Whether everything is built, and training has begun."""
-        return self.output.is_file() and b" steps an epoch" in self.output.read_bytes()
+        return self.output.is_file() and b" steps per epoch" in self.output.read_bytes()
 
     def saving(self) -> bool:
         """Whether a state is being written."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib import checkpoint
 from lib.checkpoint import load_model, read_checkpoint
+from lib.checkpoint.layouts import flat_state
 from lib.errors import InputError
 from lib.training import optim
 from lib.training.trainer import Trainer
@@ -81,7 +82,7 @@ def test_published_key_lists_load_strictly() -> None:
     lavt = {"model": meta_state("keys_lavt_tiny_w7.json"), "bert_model": text}
     model = checks.meta_model("lavt", "tiny", 7)
     load_model(model, lavt, "lavt.pth")
-    loaded = model.from_published(checkpoint.flat_state(lavt, "lavt.pth"))
+    loaded = model.from_published(flat_state(lavt, "lavt.pth"))
     assert loaded.keys() == model.state_dict().keys()
 
     one = {"model": meta_state("keys_lavt_one_base_w12.json")}

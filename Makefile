@@ -4,7 +4,7 @@ CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-# ---- quickstart: a small LAVT learns generated pictures, from nothing, in minutes ----
+# ---- quickstart: a small LAVT learns generated images, from nothing, in minutes ----
 QS := quickstart
 QS_MODEL := --model lavt_one --swin_type micro --img_size 112 --ape 28 \
 	--refer_data_root $(QS)/data --ck_bert $(QS)/data/bert --bert_tokenizer $(QS)/data/bert
@@ -39,9 +39,9 @@ quickstart: .venv/.ready $(QS)/data/refshapes.json  ## train, evaluate and draw,
 	$(RUN) -m tools.curves models/quickstart --output $(QS)/curves.png
 	$(RUN) -m tools.quickstart_report $(QS_MODEL) --results $(QS)/results.json \
 		--resume $(QS)/checkpoints/model_best_quickstart.pth --output $(QS) \
-		--pictures $(QS)/curves.png $(QS)/demo
+		--images $(QS)/curves.png $(QS)/demo
 
-# ---- the hard level, for a GPU: tiny Swin, pictures of 4 to 8 objects, all kinds of expressions ----
+# ---- the hard level, for a GPU: tiny Swin, images of 4 to 8 objects, all kinds of expressions ----
 SH := shapes
 SH_MODEL := --model lavt_one --swin_type tiny --img_size 224 --ape 56 \
 	--refer_data_root $(SH)/data --ck_bert $(SH)/data/bert --bert_tokenizer $(SH)/data/bert
@@ -58,7 +58,7 @@ shapes: .venv/.ready $(SH)/data/refshapes.json  ## the hard level: for a GPU, 30
 		--split val,testA,testB --control --batch-size 64 --workers 8 --results $(SH)/results.json
 	$(RUN) -m tools.curves models/shapes --output $(SH)/curves.png
 	$(RUN) -m tools.quickstart_report $(SH_MODEL) --results $(SH)/results.json \
-		--resume $(SH)/checkpoints/model_best_shapes.pth --output $(SH) --pictures $(SH)/curves.png
+		--resume $(SH)/checkpoints/model_best_shapes.pth --output $(SH) --images $(SH)/curves.png
 
 test: .venv/.ready-dev  ## lint, types and all tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

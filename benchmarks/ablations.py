@@ -5,7 +5,7 @@
 
 Each row is train.py and test.py with the quickstart's options, its own, and an equal budget that is
 smaller than the quickstart's. Rows are written as they are done, so that an interrupted benchmark
-goes on where it was. The table of docs/ablations.md is made from the file of results; ``--rows``
+resumes. The table of docs/ablations.md is made from the file of results; ``--rows``
 without a name does that alone.
 """
 

@@ -1,8 +1,8 @@
-"""Annotations of RefCOCO's size and form, made up: 50,000 objects in 19,994 pictures.
+"""Annotations of RefCOCO's size and form, made up: 50,000 objects in 19,994 images.
 
 The counts are RefCOCO's (refer/sizes.py has them all). Outlines are closed curves of COCO's
 usual number of points. Expressions are drawn from a list of real ones where there is one, else
-from RefShapes' words. There are no pictures.
+from RefShapes' words. There are no image files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-SPLITS = {  # references, expressions, pictures
+SPLITS = {  # references, expressions, images
     "train": (42404, 120624, 16994),
     "val": (3811, 10834, 1500),
     "testA": (1975, 5657, 750),
@@ -35,7 +35,7 @@ def write(root: Path, protocol: int = 0, seed: int = 0) -> Path:
         seed: of the generator.
 
     Returns:
-        The data set's folder.
+        The dataset's folder.
     """
     rng = np.random.default_rng(seed)
     images, annotations = _instances(rng)
@@ -62,7 +62,7 @@ def sentences(number: int, rng: np.random.Generator) -> list[str]:
 
 def _instances(rng: np.random.Generator) -> tuple[list[Any], list[Any]]:
     images = []
-    for i in range(sum(pictures for _, _, pictures in SPLITS.values())):
+    for i in range(sum(image_count for _, _, image_count in SPLITS.values())):
         name = f"COCO_train2014_{29 * i + 9:012d}.jpg"
         images.append(
             {
@@ -76,7 +76,7 @@ def _instances(rng: np.random.Generator) -> tuple[list[Any], list[Any]]:
                 "id": 29 * i + 9,
             }
         )
-    owners = np.concatenate(  # every picture has some; the rest falls where it may
+    owners = np.concatenate(  # every image has some; the rest falls where it may
         [np.arange(len(images)).repeat(3), rng.integers(0, len(images), ANNOTATIONS)]
     )[:ANNOTATIONS]
     annotations = [_annotation(rng, n, images[i]) for n, i in enumerate(owners.tolist())]
@@ -114,13 +114,13 @@ def _refs(rng: np.random.Generator, images: list[Any], annotations: list[Any]) -
     names = {image["id"]: image["file_name"] for image in images}
     refs: list[Any] = []
     first, sent_id = 0, 0
-    for split, (objects, expressions, pictures) in SPLITS.items():
-        ids = [image["id"] for image in images[first : first + pictures]]
-        first += pictures
+    for split, (objects, expressions, image_count) in SPLITS.items():
+        ids = [image["id"] for image in images[first : first + image_count]]
+        first += image_count
         chosen = sorted(
             ((rank, i, a) for i in ids for rank, a in enumerate(by_image[i])),
             key=lambda entry: entry[:2],
-        )[:objects]  # a picture's first, then its second ...
+        )[:objects]  # an image's first, then its second ...
         counts = np.ones(objects, int)
         np.add.at(counts, rng.integers(0, objects, expressions - objects), 1)
         for (_, image_id, annotation), count in zip(chosen, counts.tolist(), strict=True):

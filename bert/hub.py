@@ -52,7 +52,7 @@ def locate(source: str | os.PathLike[str], files: Sequence[str], what: str) -> t
 
 
 def _check_sizes(folder: str) -> None:
-    """Refuse a folder with a text file that is none, by its size or kind."""
+    """Raise an error for a folder with a text file that is none, by its size or kind."""
     for file in sorted(os.listdir(folder)):
         path = os.path.join(folder, file)
         if not file.endswith((".json", ".txt")) or os.path.isdir(path):
@@ -89,7 +89,7 @@ def hub_answers(name: str) -> bool:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT):
                 answered.set()
-        except urllib.error.HTTPError:  # an answer too; transformers explains it
+        except urllib.error.HTTPError:  # transformers explains it
             answered.set()
         except (OSError, ValueError):
             pass

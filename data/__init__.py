@@ -1,1 +1,1 @@
-"""Data sets: references and pictures as tensors."""
+"""Datasets: references and images as tensors."""

@@ -210,7 +210,7 @@ def examine(
         *_check_objects(refer),
         *_check_expressions(refer.data["refs"], tokenizer, max_tokens),
         _check_shared_images(refer.data["refs"]),
-        *_check_pictures(refer, decode),
+        *_check_images(refer, decode),
     ]
     return Report(
         dataset=refer.dataset,
@@ -368,7 +368,7 @@ def _check_shared_images(refs: Iterable[Ref]) -> Check:
     return Check("shared_image", "images in several splits", False, len(labels), found, remark)
 
 
-def _check_pictures(refer: Installation, decode: bool) -> list[Check]:
+def _check_images(refer: Installation, decode: bool) -> list[Check]:
     """Look for the images of all references; open them only if `decode`."""
     missing: list[str] = []
     present: list[int] = []

@@ -217,7 +217,7 @@ def parse(
     add = p.add_argument_group("report", "all other flags default to the evaluation's").add_argument
     add("--results", required=True, help="the JSON file that test.py wrote")
     add("--output", default="./quickstart/", help="folder for predictions.png")
-    add("--pictures", nargs="*", default=[], help="other images to be named too")
+    add("--images", "--pictures", nargs="*", default=[], help="other images to be named too")
     args = p.parse_args(argv)
     args.splits = [s for s in args.split.split(",") if s]
     if not args.splits:
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if noted := warning(protocol_of(args).label):
         utils.log.info("%s\n", noted)
     utils.log.info("%s\n", report(splits))
-    for image in [path, *map(Path, args.pictures)]:
+    for image in [path, *map(Path, args.images)]:
         utils.log.info("image: %s%s", image, "" if image.exists() else " (missing)")
 
 

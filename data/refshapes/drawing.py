@@ -124,7 +124,7 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 
 
 def turned(parts: Sequence[Points], degrees: float, scale: float) -> list[Points]:
-    """Rotate clockwise on the picture and scale; the result's box is centred by the caller."""
+    """Rotate clockwise in the image and scale; the result's box is centred by the caller."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn = np.array([(c, s), (-s, c)]) * scale
     return [part @ turn for part in parts]
@@ -214,12 +214,12 @@ def background(
     base = (grey + 18 * (tint - tint.mean()) / np.abs(tint).max()).astype(np.float32)
     coarse = rng.normal(0, 1, (int(rng.integers(2, 8)), int(rng.integers(2, 8)))).astype(np.float32)
     mottle = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
-    picture = base + np.float32(4 + 14 * rough) * np.clip(mottle, -2, 2)[..., None]
+    pixels = base + np.float32(4 + 14 * rough) * np.clip(mottle, -2, 2)[..., None]
     if clutter:
-        picture = picture + _strokes(rng, size, int(rng.integers(clutter // 2, clutter + 1)))
+        pixels = pixels + _strokes(rng, size, int(rng.integers(clutter // 2, clutter + 1)))
     grain = rng.integers(-128, 128, (height, width), np.int8).astype(np.float32)
-    picture += grain[..., None] * np.float32((1 + 5 * rough) / 128)
-    return picture
+    pixels += grain[..., None] * np.float32((1 + 5 * rough) / 128)
+    return pixels
 
 
 def _strokes(rng: np.random.Generator, size: tuple[int, int], count: int) -> Floats:

@@ -105,7 +105,7 @@ _RELATED = {
     "in front of": ("in front of", "partly covering"),
     "near": ("closest to", "next to", "nearest to", "nearest"),
 }
-_PICTURE = ("picture", "image", "photo")
+_IMAGE = ("picture", "image", "photo")
 _GLUE = "a an the only that which is not without no with of from in on at corner and"
 
 
@@ -128,7 +128,7 @@ def vocabulary() -> list[str]:
                 add(entry)
 
     add([list(SHAPES), _NOUNS, _ANY, _LONG_ANY, _TEXTURED, _WITH, _BEFORE, _AFTER, _LONG_AFTER])
-    add([_MOST, _SIZES, _PLACES, _RELATED, _PICTURE])
+    add([_MOST, _SIZES, _PLACES, _RELATED, _IMAGE])
     return sorted(words)
 
 
@@ -174,7 +174,7 @@ class Speaker:
         if not self.long or kind.lacks:
             return self._phrase(kind, "", "", bare=0.3)
         if self._chance(0.35):
-            where = f"in the {_word(self.rng, _PICTURE)}"
+            where = f"in the {_word(self.rng, _IMAGE)}"
             return f"the only {self._noun_group(kind, 0)} {where}"
         if kind.colour and self._chance(0.4):
             link = _word(self.rng, ("that is", "which is"))
@@ -199,15 +199,15 @@ class Speaker:
         return f"{_word(self.rng, _BEFORE[upright])} {level}"
 
     def _after(self, meaning: Located | Central, side: str) -> str:
-        picture = _word(self.rng, _PICTURE)
+        noun = _word(self.rng, _IMAGE)
         if " " not in side:
             if self.long:
-                return f"{_word(self.rng, _LONG_AFTER[side])} {picture}"
+                return f"{_word(self.rng, _LONG_AFTER[side])} {noun}"
             return _word(self.rng, _AFTER[side])
         (target,) = meaning.holds(self.scene)
         corner, tucked = self._before(side), along(self.scene, target, side) > 0.2
         if self.long:
-            return f"in the {corner}{' corner' if tucked else ''} of the {picture}"
+            return f"in the {corner}{' corner' if tucked else ''} of the {noun}"
         forms = [corner, f"on {corner}", f"at the {corner}"]
         if tucked:
             forms += [f"{corner} corner", f"in the {corner} corner"]
@@ -330,15 +330,18 @@ def describe(
         weights[name] * (1 if name == "attribute" or any(o[1] for o in by_kind[name]) else 0.3)
         for name in names
     ]
-    said: dict[str, Meaning] = {}
+    meanings_by_text: dict[str, Meaning] = {}
     for _ in range(4 * count if names else 0):
         group = by_kind[pick_weighted(rng, names, chances)]
         needed = [option for option in group if option[1]]
         meaning = _choose(rng, needed if needed and rng.random() < 0.8 else group, long)
-        said.setdefault(speaker.say(meaning), meaning)
-        if len(said) == count:
+        meanings_by_text.setdefault(speaker.say(meaning), meaning)
+        if len(meanings_by_text) == count:
             break
-    return [Expression(_typed(rng, sent, long), sent, meaning) for sent, meaning in said.items()]
+    return [
+        Expression(_typed(rng, sent, long), sent, meaning)
+        for sent, meaning in meanings_by_text.items()
+    ]
 
 
 def _choose(

@@ -1,16 +1,16 @@
-"""RefShapes: generated pictures with referring expressions, written as a REFER data root.
+"""RefShapes: generated images with referring expressions, written as a REFER data root.
 
     python -m data.refshapes --out DIR [--level easy|medium|hard] [--seed 0] [--scenes 4000]
 
 A root holds `refcoco` (unc), `refcoco+` (unc: no expression says where its object is),
-`refcocog` (umd and google: longer expressions), the pictures all three share, and
+`refcocog` (umd and google: longer expressions), the images all three share, and
 
 - `refshapes.json`: every scene's objects, referred to or not, and every expression's meaning;
-- `<data set>/kinds.json`: what each expression asks for most ("attribute", "location", …);
-- `demo.json`: a few val pictures with sentences, for `demo_inference.py --list`;
+- `<dataset>/kinds.json`: what each expression asks for most ("attribute", "location", …);
+- `demo.json`: a few val images with expressions, for `demo_inference.py --list`;
 - `bert/`: configuration and vocabulary of a small BERT, to train from scratch without a network.
 
-A scene belongs to one of train, val, testA and testB, in all data sets: umd's test is testA and
+A scene belongs to one of train, val, testA and testB, in all datasets: umd's test is testA and
 testB, google's val is everything but train. As RefCOCO's testA refers to people and its testB to
 all else, testA refers to round shapes (circle, heart, moon, ring, pair of dots) and testB to
 angular ones. Both are named in training.
@@ -44,9 +44,9 @@ from lib.errors import InputError
 IMAGES = Path("images/mscoco/images/train2014")
 SPLITS = ("train", "val", "testA", "testB")
 CATEGORIES = {name: number for number, name in enumerate(SHAPES, 1)}
-SMALLEST_TARGET = 0.01  # share of the picture that must be visible of an object referred to
+SMALLEST_TARGET = 0.01  # part of the image that must be visible of an object referred to
 QUALITY = 92
-DEMO_PICTURES = 4
+DEMO_IMAGES = 4
 FORMAT = 1
 
 _UNFINISHED = ".refshapes-unfinished"
@@ -63,8 +63,8 @@ _OURS = (
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """One of the written data sets.
+class GeneratedDataset:
+    """One of the written datasets.
 
     Attributes:
         folder: its folder.
@@ -84,10 +84,12 @@ class DataSet:
 _SAME = {split: split for split in SPLITS}
 _UMD = {"train": "train", "val": "val", "testA": "test", "testB": "test"}
 _GOOGLE = {"train": "train", "val": "val", "testA": "val", "testB": "val"}
-DATA_SETS = (
-    DataSet("refcoco", False, True, (0.1, 0.25, 0.5, 0.15), {"unc": _SAME}),
-    DataSet("refcoco+", False, False, (0.1, 0.25, 0.5, 0.15), {"unc": _SAME}),
-    DataSet("refcocog", True, True, (0.2, 0.7, 0.1, 0.0), {"umd": _UMD, "google": _GOOGLE}),
+DATASETS = (
+    GeneratedDataset("refcoco", False, True, (0.1, 0.25, 0.5, 0.15), {"unc": _SAME}),
+    GeneratedDataset("refcoco+", False, False, (0.1, 0.25, 0.5, 0.15), {"unc": _SAME}),
+    GeneratedDataset(
+        "refcocog", True, True, (0.2, 0.7, 0.1, 0.0), {"umd": _UMD, "google": _GOOGLE}
+    ),
 )
 
 
@@ -105,23 +107,23 @@ class Task:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished scene: what was said of which object, by data set."""
+    """A finished scene: the expressions of each object, by dataset."""
 
     task: Task
     scene: Scene
-    said: dict[str, dict[int, list[Expression]]]
+    expressions: dict[str, dict[int, list[Expression]]]
 
     def ann_id(self, index: int) -> int:
         return self.task.image_id * 10 + index
 
 
 def file_name(image_id: int) -> str:
-    """Name of a picture, as COCO's."""
+    """Name of an image, as COCO's."""
     return f"COCO_train2014_{image_id:012d}.jpg"
 
 
 def make(task: Task) -> Made:
-    """Draw a scene, describe its objects, and save the picture."""
+    """Draw a scene, describe its objects, and save the image."""
     level = LEVELS[task.level]
     number = SPLITS.index(task.split)
     rng = np.random.default_rng([task.seed, level.number, number, task.index])
@@ -129,18 +131,18 @@ def make(task: Task) -> Made:
     lead = [name for name in level.shapes if group in (None, SHAPES[name].group)]
     if task.split == "train":
         lead = [lead[task.index % len(lead)]]  # so that no category is rare in training
-    said: dict[str, dict[int, list[Expression]]] = {}
-    while not any(said.values()):
-        scene, picture, _ = sample_scene(rng, level, lead)
-        said = _describe_all(rng, task.level, scene, group)
-    Image.fromarray(picture).save(task.out / IMAGES / file_name(task.image_id), quality=QUALITY)
-    return Made(task, scene, said)
+    expressions: dict[str, dict[int, list[Expression]]] = {}
+    while not any(expressions.values()):
+        scene, pixels, _ = sample_scene(rng, level, lead)
+        expressions = _describe_all(rng, task.level, scene, group)
+    Image.fromarray(pixels).save(task.out / IMAGES / file_name(task.image_id), quality=QUALITY)
+    return Made(task, scene, expressions)
 
 
 def _describe_all(
     rng: np.random.Generator, level: str, scene: Scene, group: str | None
 ) -> dict[str, dict[int, list[Expression]]]:
-    """Expressions by data set and object; objects hardly visible or of the other group get none."""
+    """Expressions by dataset and object; objects hardly visible or of the other group get none."""
     options = meanings(rng, scene, textures=LEVELS[level].textured > 0)
     targets = [
         index
@@ -148,16 +150,16 @@ def _describe_all(
         if thing.area >= SMALLEST_TARGET * scene.width * scene.height
         and group in (None, SHAPES[thing.style.shape].group)
     ]
-    said: dict[str, dict[int, list[Expression]]] = {}
-    for data_set in DATA_SETS:
-        said[data_set.folder] = {}
+    expressions: dict[str, dict[int, list[Expression]]] = {}
+    for dataset in DATASETS:
+        expressions[dataset.folder] = {}
         for index in targets:
-            usable = [o for o in options[index] if data_set.places or not uses_place(o[0])]
-            count = pick_weighted(rng, range(1, 5), data_set.counts)
-            lines = describe(rng, scene, usable, MIX[level], count, data_set.long)
+            usable = [o for o in options[index] if dataset.places or not uses_place(o[0])]
+            count = pick_weighted(rng, range(1, 5), dataset.counts)
+            lines = describe(rng, scene, usable, MIX[level], count, dataset.long)
             if lines:
-                said[data_set.folder][index] = lines
-    return said
+                expressions[dataset.folder][index] = lines
+    return expressions
 
 
 def generate(
@@ -188,7 +190,7 @@ def generate(
         force: replace the RefShapes root in `out`.
 
     Returns:
-        A row for each data set, splitBy and split: refs, sentences and images.
+        A row for each dataset, splitBy and split: refs, sentences and images.
 
     Raises:
         InputError: an argument is out of range, or `out` holds other files.
@@ -201,14 +203,14 @@ def generate(
     tasks = [Task(root, level, seed, *place, number) for number, place in enumerate(order, 1)]
     made = list(tqdm(_run(tasks, jobs), total=len(tasks), unit="scene", disable=None))
     rows, meant = [], {}
-    for data_set in DATA_SETS:
-        meant[data_set.folder] = _write_data_set(root, data_set, made)
-        rows += _summary(data_set, made)
+    for dataset in DATASETS:
+        meant[dataset.folder] = _write_dataset(root, dataset, made)
+        rows += _summary(dataset, made)
     write_bert(root / "bert", text_width, text_layers)
     _write_json(root / "demo.json", _demo(made))
     settings = {"format": FORMAT, "level": level, "seed": seed, "scenes": counts}
-    truth = {"settings": settings, "scenes": [_truth(m) for m in made], "meanings": meant}
-    _write_json(root / "refshapes.json", truth)
+    content = {"settings": settings, "scenes": [_scene_record(m) for m in made], "meanings": meant}
+    _write_json(root / "refshapes.json", content)
     (root / _UNFINISHED).unlink()
     return rows
 
@@ -262,26 +264,26 @@ def _run(tasks: Sequence[Task], jobs: int) -> Iterator[Made]:
         yield from pool.imap(make, tasks, chunksize=16)
 
 
-def _write_data_set(root: Path, data_set: DataSet, made: Sequence[Made]) -> dict[str, Any]:
-    """Write a data set's folder; return the meaning of each sent_id."""
-    folder = root / data_set.folder
+def _write_dataset(root: Path, dataset: GeneratedDataset, made: Sequence[Made]) -> dict[str, Any]:
+    """Write a dataset's folder; return the meaning of each sent_id."""
+    folder = root / dataset.folder
     folder.mkdir()
     refs: list[dict[str, Any]] = []
     meant: dict[str, dict[str, Any]] = {}
     kinds: dict[str, str] = {}
     for m in made:
-        for index, lines in m.said[data_set.folder].items():
+        for index, lines in m.expressions[dataset.folder].items():
             first = len(kinds)
             refs.append(_ref(m, index, lines, len(refs), first))
             for sent_id, line in enumerate(lines, first):
                 meant[str(sent_id)] = as_json(line.meaning)
                 kinds[str(sent_id)] = kind_of(line.meaning)
-    for split_by, names in data_set.names.items():
+    for split_by, names in dataset.names.items():
         renamed = [ref | {"split": names[ref["split"]]} for ref in refs]
         (folder / f"refs({split_by}).p").write_bytes(
             b"\x80\x02" + b"".join(_pickled(renamed)) + b"."
         )
-    _write_json(folder / "instances.json", _instances(data_set, made))
+    _write_json(folder / "instances.json", _instances(dataset, made))
     _write_json(folder / "kinds.json", kinds)
     return meant
 
@@ -306,11 +308,11 @@ def _ref(
     }
 
 
-def _instances(data_set: DataSet, made: Iterable[Made]) -> dict[str, Any]:
-    """COCO's tables, of what the data set's refs use."""
+def _instances(dataset: GeneratedDataset, made: Iterable[Made]) -> dict[str, Any]:
+    """COCO's tables, of what the dataset's refs use."""
     images, annotations = [], []
     for m in made:
-        used = m.said[data_set.folder]
+        used = m.expressions[dataset.folder]
         if used:
             name, size = file_name(m.task.image_id), (m.scene.width, m.scene.height)
             image = {"id": m.task.image_id, "file_name": name, "width": size[0], "height": size[1]}
@@ -322,7 +324,7 @@ def _instances(data_set: DataSet, made: Iterable[Made]) -> dict[str, Any]:
         for name, number in CATEGORIES.items()
         if number in present
     ]
-    info = {"description": f"RefShapes, {data_set.folder}", "version": str(FORMAT)}
+    info = {"description": f"RefShapes, {dataset.folder}", "version": str(FORMAT)}
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
 
 
@@ -339,18 +341,18 @@ def _annotation(m: Made, index: int, thing: Thing) -> dict[str, Any]:
 
 
 def _demo(made: Iterable[Made]) -> list[dict[str, Any]]:
-    """Val pictures with a sentence for each described object, for ``demo_inference.py --list``."""
+    """Val images with an expression for each described object, for ``demo_inference.py --list``."""
     pairs: list[dict[str, Any]] = []
     for m in made:
-        said = m.said["refcoco"]
-        if m.task.split == "val" and len(said) > 1 and len(pairs) < DEMO_PICTURES:
-            sentences = [lines[0].raw for lines in said.values()]
+        expressions = m.expressions["refcoco"]
+        if m.task.split == "val" and len(expressions) > 1 and len(pairs) < DEMO_IMAGES:
+            sentences = [lines[0].raw for lines in expressions.values()]
             name = f"{IMAGES}/{file_name(m.task.image_id)}"
             pairs.append({"image": name, "sentence": sentences})
     return pairs
 
 
-def _truth(m: Made) -> dict[str, Any]:
+def _scene_record(m: Made) -> dict[str, Any]:
     """A scene for `refshapes.json`: all its objects, from the bottom to the top."""
     objects = []
     for index, thing in enumerate(m.scene.things):
@@ -442,20 +444,20 @@ def write_bert(folder: Path, width: int, layers: int) -> None:
     _write_json(folder / "tokenizer_config.json", tokenizer)
 
 
-def _summary(data_set: DataSet, made: Iterable[Made]) -> list[dict[str, Any]]:
+def _summary(dataset: GeneratedDataset, made: Iterable[Made]) -> list[dict[str, Any]]:
     refs, sentences, images = Counter[str](), Counter[str](), Counter[str]()
     for m in made:
-        used = m.said[data_set.folder]
+        used = m.expressions[dataset.folder]
         refs[m.task.split] += len(used)
         sentences[m.task.split] += sum(map(len, used.values()))
         images[m.task.split] += bool(used)
     rows = []
-    for split_by, names in data_set.names.items():
+    for split_by, names in dataset.names.items():
         for name in dict.fromkeys(names.values()):
             parts = [split for split in SPLITS if names[split] == name]
             totals = [sum(count[part] for part in parts) for count in (refs, sentences, images)]
             keys = ("set", "splitBy", "split", "refs", "sentences", "images")
-            rows.append(dict(zip(keys, (data_set.folder, split_by, name, *totals), strict=True)))
+            rows.append(dict(zip(keys, (dataset.folder, split_by, name, *totals), strict=True)))
     return rows
 
 

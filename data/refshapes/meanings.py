@@ -1,4 +1,4 @@
-"""What can be said of an object in a RefShapes scene so that it means no other.
+"""Descriptions of an object in a RefShapes scene so that it means no other.
 
 A meaning is a small dataclass with `holds(scene)`: the objects it is clearly true of, or nothing
 where people could argue (two objects almost equally far left, say). An expression is used only
@@ -85,7 +85,7 @@ class Located:
 
 @dataclass(frozen=True)
 class Central:
-    """The one of a kind in the middle of the picture, well away from its like."""
+    """The one of a kind in the middle of the image, well away from its like."""
 
     of: Kind
 
@@ -160,14 +160,14 @@ class Related:
         group = self.of.holds(scene) - marks
         if self.relation == "near":
             return _nearest(scene, group, mark)
-        truth = {i: _relates(scene, self.relation, i, mark) for i in group}
+        related = {i: _relates(scene, self.relation, i, mark) for i in group}
         # None: neither clearly true nor clearly false.
-        return NOTHING if None in truth.values() else frozenset(i for i in group if truth[i])
+        return NOTHING if None in related.values() else frozenset(i for i in group if related[i])
 
 
 @dataclass(frozen=True)
 class Both:
-    """Two meanings that each single out the same object: said together, true however they bind."""
+    """Two meanings that each single out the same object: used together, true however they bind."""
 
     first: Sized
     second: Located | Central | Related
@@ -181,7 +181,7 @@ Meaning = Kind | Located | Central | Ranked | Sized | Related | Both
 
 
 def _offset(scene: Scene, index: int) -> tuple[float, float]:
-    """Centre relative to the picture's middle, in shares of its sides."""
+    """Centre relative to the image's middle, as fractions of its sides."""
     x, y = scene.things[index].centre
     return x / scene.width - 0.5, y / scene.height - 0.5
 
@@ -274,7 +274,7 @@ def uses_place(meaning: Meaning) -> bool:
 def meanings(
     rng: np.random.Generator, scene: Scene, textures: bool
 ) -> list[list[tuple[Meaning, bool]]]:
-    """Everything that can be said of each object and of no other.
+    """All descriptions that hold for each object and for no other.
 
     Args:
         rng: picks the words for landmarks, one description each.
@@ -283,7 +283,7 @@ def meanings(
 
     Returns:
         For each object, meanings that hold of it alone; True where the bare kind would not do,
-        or, for a bare kind, where no attribute of it could be spared.
+        or, for a bare kind, where no attribute of it could be left out.
     """
     found: list[list[tuple[Meaning, bool]]] = [[] for _ in scene.things]
     marks = list(_landmarks(rng, scene))
@@ -291,8 +291,8 @@ def meanings(
         group = kind.holds(scene)
         if len(group) == 1 and kind != Kind():
             weaker = [replace(kind, **{a: None}) for a in ("shape", "colour", "texture")]
-            spare = any(k != kind and k.holds(scene) == group for k in weaker)
-            found[min(group)].append((kind, not spare))
+            needless = any(k != kind and k.holds(scene) == group for k in weaker)
+            found[min(group)].append((kind, not needless))
         singles = [(m, m.holds(scene)) for m in _about(scene, kind, group, marks)]
         singles += [(m, m.holds(scene)) for m in _joined([m for m, only in singles if only])]
         for meaning, only in singles:

@@ -36,8 +36,8 @@ class Level:
     Attributes:
         number: part of the random seed.
         count: fewest and most objects.
-        area: smallest and largest object as a share of the picture.
-        side: shortest and longest long side of the picture in pixels.
+        area: smallest and largest object as a fraction of the image.
+        side: shortest and longest long side of the image in pixels.
         shapes: names in `SHAPES`.
         colours: names in `COLOURS`.
         textured: share of objects with a texture.
@@ -45,7 +45,7 @@ class Level:
         crowd: share of objects put where they overlap another.
         visible: smallest visible share of any object.
         touch: largest overlap, as a share of the smaller object, unless crowded.
-        gap: distance, as a share of the picture's side, that "left of" and its like need.
+        gap: distance, as a fraction of the image's side, that "left of" and its like need.
         rough: strength of the background's mottling and grain.
         clutter: up to so many stray strokes in the background.
     """
@@ -173,7 +173,7 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture's ground truth; things are ordered from the bottom to the top."""
+    """An image's ground truth; things are ordered from the bottom to the top."""
 
     width: int
     height: int
@@ -193,10 +193,10 @@ def pick_weighted(rng: np.random.Generator, options: Sequence[T], weights: Itera
 
 
 class Drawn(NamedTuple):
-    """A scene, its picture (H, W, 3) uint8, and the index of each pixel's object (H, W), or -1."""
+    """A scene, its image (H, W, 3) uint8, and the index of each pixel's object (H, W), or -1."""
 
     scene: Scene
-    picture: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
     owner: NDArray[np.int16]
 
 
@@ -222,7 +222,7 @@ def sample_scene(rng: np.random.Generator, level: Level, lead: Sequence[str]) ->
 
 
 def _canvas(rng: np.random.Generator, level: Level) -> tuple[int, int]:
-    """Width and height of a picture, of formats from 2:3 to 3:2."""
+    """Width and height of an image, of formats from 2:3 to 3:2."""
     longer = int(rng.integers(level.side[0], level.side[1] + 1))
     shorter = round(longer / float(np.exp(rng.uniform(0, np.log(1.5)))))
     return (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
@@ -294,7 +294,7 @@ def _put(
     style: Style,
     near: Sequence[Placed],
 ) -> Placed | None:
-    """Try one size and place: anywhere inside the picture, or upon one of the objects `near`."""
+    """Try one size and place: anywhere inside the image, or upon one of the objects `near`."""
     shape = SHAPES[style.shape]
     share = np.exp(rng.uniform(*np.log(level.area)))
     area = float(share) * size[0] * size[1]
@@ -337,7 +337,7 @@ def _fits(cells: Pixels, wholes: Sequence[Pixels], level: Level, crowded: bool) 
 def _draw(
     rng: np.random.Generator, level: Level, size: tuple[int, int], placed: Sequence[Placed]
 ) -> Drawn:
-    picture = background(rng, size, level.rough, level.clutter)
+    canvas = background(rng, size, level.rough, level.clutter)
     owner = np.full((size[1], size[0]), -1, np.int16)
     wholes: list[tuple[tuple[slice, slice], Pixels]] = []
     for index, item in enumerate(placed):
@@ -356,11 +356,11 @@ def _draw(
         style = item.style
         paint = skin(rng, style.colour, style.texture, cover.shape, item.area**0.5)
         paint = paint * (1 - 0.3 * rim[..., None])
-        picture[window] += cover[..., None] * (paint - picture[window])
+        canvas[window] += cover[..., None] * (paint - canvas[window])
         wholes.append((window, cover >= 0.5))
         owner[window][cover >= 0.5] = index
     things = tuple(_look(i, item, wholes[i], owner) for i, item in enumerate(placed))
-    pixels = np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+    pixels = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
     return Drawn(Scene(size[0], size[1], level.gap, things), pixels, owner)
 
 

@@ -113,7 +113,7 @@ def spread(count: int, most: int) -> list[int]:
 def thumbnails(
     names: Iterable[str], folder: Path, side: int
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Photos as small JPEGs in base64.
+    """Images as small JPEGs in base64.
 
     Args:
         names: of the files.

@@ -129,8 +129,8 @@ def precision_curves(series: Mapping[str, Values]) -> str:
         f"</svg>{escape(name)}: area below = mIoU = {100 * iou.mean():.2f}</li>"
         for i, (name, iou) in enumerate(series.items())
     )
-    picture = _svg("".join(parts), f"Precision at K of {', '.join(series)}")
-    return f'{picture}<ul class="series">{key}</ul>'
+    svg = _svg("".join(parts), f"Precision at K of {', '.join(series)}")
+    return f'{svg}<ul class="series">{key}</ul>'
 
 
 def group_means(breakdown: Breakdown, means: Sequence[Mean], overall: float) -> str:

@@ -58,7 +58,7 @@ function element(tag, text, css) {
   return made;
 }
 
-// ---- masks and pictures ----
+// ---- masks and images ----
 
 // COCO's compressed run lengths: 5 bits a character, differences to the run before the last.
 function runLengths(counts) {
@@ -94,7 +94,7 @@ function maskAt(counts, image, width, height) {
   return mask;
 }
 
-// Pixels of a region within `thick` steps of its outside. `edge`: whether beyond the picture is so.
+// Pixels of a region within `thick` steps of its outside. `edge`: whether pixels outside the image count as outside.
 function contour(mask, width, height, thick, edge) {
   const line = new Uint8Array(mask.length);
   let front = [];
@@ -124,13 +124,13 @@ function contour(mask, width, height, thick, edge) {
 }
 
 // Mix a colour into a region; `opacity` of the pixel at x, y.
-function blend(picture, region, color, opacity) {
-  const pixels = picture.data;
+function blend(image, region, color, opacity) {
+  const pixels = image.data;
   for (let at = 0; at < region.length; at++) {
     if (!region[at]) continue;
-    const share = opacity(at % picture.width, Math.floor(at / picture.width));
+    const alpha = opacity(at % image.width, Math.floor(at / image.width));
     for (let c = 0; c < 3; c++) {
-      pixels[4 * at + c] += (color[c] - pixels[4 * at + c]) * share;
+      pixels[4 * at + c] += (color[c] - pixels[4 * at + c]) * alpha;
     }
   }
 }
@@ -148,7 +148,7 @@ function layers(i) {
   }
 }
 
-async function loadPhoto(i) {
+async function loadImage(i) {
   const packed = document.getElementById(`image-${column.image[i]}`);
   if (!packed) return null;
   const bitmap = new Image();
@@ -161,7 +161,7 @@ async function loadPhoto(i) {
 async function draw(canvas, i, side) {
   const token = canvas.token = {};
   delete canvas.dataset.drawn;
-  const bitmap = await loadPhoto(i);
+  const bitmap = await loadImage(i);
   if (canvas.token !== token) return; // another sample was asked for meanwhile
   const image = imageOf(i);
   const shape = bitmap || { width: image.width, height: image.height };
@@ -178,17 +178,17 @@ async function draw(canvas, i, side) {
     context.fillStyle = `rgb(${MISSING})`;
     context.fillRect(0, 0, width, height);
   }
-  const picture = context.getImageData(0, 0, width, height);
+  const canvasData = context.getImageData(0, 0, width, height);
   const thick = Math.max(1, Math.round(Math.max(width, height) / 180));
   const rim = Math.ceil(thick / 3), stripe = 2 * thick;
   for (const layer of layers(i)) {
     const mask = maskAt(layer.counts, image, width, height);
     const outside = mask.map((v) => 1 - v);
-    if (layer.filled) blend(picture, mask, layer.color, (x, y) => STRIPES[Math.floor((x + y) / stripe) % 2]);
-    blend(picture, contour(outside, width, height, rim, false), RIM, () => 1);
-    blend(picture, contour(mask, width, height, thick, true), layer.color, () => 1);
+    if (layer.filled) blend(canvasData, mask, layer.color, (x, y) => STRIPES[Math.floor((x + y) / stripe) % 2]);
+    blend(canvasData, contour(outside, width, height, rim, false), RIM, () => 1);
+    blend(canvasData, contour(mask, width, height, thick, true), layer.color, () => 1);
   }
-  context.putImageData(picture, 0, 0);
+  context.putImageData(canvasData, 0, 0);
   canvas.dataset.drawn = i;
 }
 

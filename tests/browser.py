@@ -65,11 +65,11 @@ class Page:
         while packed:
             packed = packed[os.write(self._to, packed) :]
         while True:
-            answer = self._read()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, f"{method}: {answer['error']}"
-                return answer["result"]
-            self._note(answer)
+            reply = self._read()
+            if reply.get("id") == self._number:
+                assert "error" not in reply, f"{method}: {reply['error']}"
+                return reply["result"]
+            self._note(reply)
 
     def _read(self) -> dict[str, Any]:
         end = time.monotonic() + TIMEOUT

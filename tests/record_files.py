@@ -36,10 +36,10 @@ def guess(truth: Mask, rng: np.random.Generator) -> Mask:
     return moved if rng.random() > 0.05 else np.zeros_like(truth)
 
 
-def line(ref: Line, refer: REFER, split: str, sentence: Line, truth: Mask, found: Mask) -> Line:
-    """A sample as `test.py --predictions` writes it; IoU at the photo's own size."""
+def line(ref: Line, refer: REFER, split: str, sentence: Line, truth: Mask, result: Mask) -> Line:
+    """A sample as `test.py --predictions` writes it; IoU at the image's own size."""
     image = refer.Imgs[ref["image_id"]]
-    inter, union = int((truth & found).sum()), int((truth | found).sum())
+    inter, union = int((truth & result).sum()), int((truth | result).sum())
     same = [a for a in refer.imgToAnns[ref["image_id"]] if a["category_id"] == ref["category_id"]]
     return {
         "split": split,
@@ -54,8 +54,8 @@ def line(ref: Line, refer: REFER, split: str, sentence: Line, truth: Mask, found
         "iou": inter / union if union else 0.0,
         "intersection": inter,
         "union": union,
-        "score": 0.75 if found.any() else 0.0,
-        "segmentation": rle(found),
+        "score": 0.75 if result.any() else 0.0,
+        "segmentation": rle(result),
         "truth": rle(truth),
         "protocol": "standard",
     }
@@ -72,7 +72,7 @@ def lines_of(refer: REFER, splits: Sequence[str], seed: int = 0) -> Iterator[Lin
 
 
 def cc0_lines(seed: int = 0) -> list[Line]:
-    """25 lines of the committed photos."""
+    """25 lines of the committed images."""
     return list(lines_of(REFER(CC0_ROOT, "refcoco", "unc"), ("train", "val", "testA"), seed))
 
 

@@ -52,7 +52,7 @@ def make_annotation(ann_id: int, image_id: int, segmentation: Any) -> dict[str, 
 
 
 def default_refs() -> list[dict[str, Any]]:
-    """Four references in two pictures; the last is in testA and testB."""
+    """Four references in two images; the last is in testA and testB."""
     return [
         make_ref(1, 11, 101, "train", ["Left square", "the RED one", "a"]),
         make_ref(2, 12, 101, "train", ["right square"]),
@@ -62,7 +62,7 @@ def default_refs() -> list[dict[str, Any]]:
 
 
 def default_instances() -> dict[str, Any]:
-    """What `default_refs` are of; pictures of 16x12 and 20x10 pixels."""
+    """What `default_refs` are of; images of 16x12 and 20x10 pixels."""
     names = {image_id: f"COCO_train2014_{image_id:012d}.jpg" for image_id in (101, 102)}
     return {
         "images": [
@@ -88,7 +88,7 @@ def write_root(
     split_by: str = "unc",
     images: str | None = "images/mscoco/images/train2014",
 ) -> Path:
-    """Write one data set; `images` names the pictures' folder, None writes none."""
+    """Write one dataset; `images` names the images' folder, None writes none."""
     folder = root / dataset
     folder.mkdir(parents=True, exist_ok=True)
     refs = default_refs() if refs is None else refs

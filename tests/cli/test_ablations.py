@@ -55,14 +55,14 @@ def test_shapes_do_not_tell_but_the_arguments_do(
 
 
 def test_every_row_of_the_benchmark_is_an_ablation() -> None:
-    found = set()
+    result = set()
     for row in ablations.ROWS:
         if row == ablations.PUBLISHED:
             continue
         args = parse_train(row.split())
-        found |= variant(args).changed().items() or {("seed", args.seed)}
+        result |= variant(args).changed().items() or {("seed", args.seed)}
     every = {(name, value) for name, values in CHOICES.items() for value in values[1:]}
-    assert found == every | {("seed", 1), ("seed", 2)}
+    assert result == every | {("seed", 1), ("seed", 2)}
 
 
 def test_the_benchmark_takes_the_quickstarts_options(tmp_path: Path) -> None:

@@ -153,18 +153,20 @@ def test_damaged_data(copied: Shapes, here: Path, damage: Callable[[Path], str])
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "1", "RGBA", "1x1"])
-def test_photos_of_every_kind_work(copied: Shapes, here: Path, mode: str) -> None:
-    """Grayscale, palette, CMYK, 16-bit and one-pixel pictures are ordinary pictures."""
+def test_images_of_every_kind_work(copied: Shapes, here: Path, mode: str) -> None:
+    """Grayscale, palette, CMYK, 16-bit and one-pixel images are ordinary images."""
     for path in copied.root.rglob("COCO_train2014_*.jpg"):
-        with Image.open(path) as photo:
-            photo.load()
+        with Image.open(path) as image_file:
+            image_file.load()
         if mode == "1x1":
-            photo = photo.resize((1, 1)).resize((1, 1))
+            image_file = image_file.resize((1, 1)).resize((1, 1))
         elif mode == "I;16":
-            photo = photo.convert("L").convert("I").point(lambda v: v * 256).convert("I;16")
+            image_file = (
+                image_file.convert("L").convert("I").point(lambda v: v * 256).convert("I;16")
+            )
         else:
-            photo = photo.convert(mode)
-        photo.save(path, "JPEG" if mode in ("L", "CMYK") else "PNG")
+            image_file = image_file.convert(mode)
+        image_file.save(path, "JPEG" if mode in ("L", "CMYK") else "PNG")
     train_script.main([*copied.train_options, "--epochs", "1", "--batch-size", "8"])
     assert Path("checkpoints/model_best_lavt.pth").is_file()
 

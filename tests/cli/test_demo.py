@@ -62,7 +62,7 @@ def empty_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> Path:
+def image_file(tmp_path: Path) -> Path:
     path = tmp_path / "in" / "photo.jpg"
     path.parent.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
@@ -86,10 +86,10 @@ def files(folder: Path) -> list[str]:
 
 
 def test_writes_what_was_asked_for(
-    tmp_path: Path, photo: Path, weights: Path, capsys: Capture
+    tmp_path: Path, image_file: Path, weights: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "new" / "out"
-    run(weights, "--image", photo, "--sentence", "Red one!", "--output", out, *ALL)
+    run(weights, "--image", image_file, "--sentence", "Red one!", "--output", out, *ALL)
     stem = "photo_red-one"
     assert files(out) == [f"{stem}{e}" for e in (".mask.png", ".png", ".prob.png", ".rle.json")]
     with Image.open(out / f"{stem}.png") as image:
@@ -110,11 +110,11 @@ def test_writes_what_was_asked_for(
     assert row.endswith(str(out / f"{stem}.png"))
 
 
-def test_attention_figure(tmp_path: Path, photo: Path, weights: Path) -> None:
+def test_attention_figure(tmp_path: Path, image_file: Path, weights: Path) -> None:
     """A column a word; the overlay beside it is as it would be without."""
-    said = ("--image", photo, "--sentence", "red", "the big red one")
-    run(weights, *said, "--output", tmp_path / "a")
-    run(weights, *said, "--output", tmp_path / "b", "--attention")
+    words_given = ("--image", image_file, "--sentence", "red", "the big red one")
+    run(weights, *words_given, "--output", tmp_path / "a")
+    run(weights, *words_given, "--output", tmp_path / "b", "--attention")
     few, many = "photo_red", "photo_the-big-red-one"
     figures = [f"{few}.attention.png", f"{many}.attention.png"]
     assert files(tmp_path / "b") == sorted([f"{few}.png", f"{many}.png", *figures])
@@ -129,32 +129,32 @@ def test_attention_figure(tmp_path: Path, photo: Path, weights: Path) -> None:
         assert two.width - one.width >= 3 * 160
 
 
-def test_no_attention_to_draw(tmp_path: Path, photo: Path) -> None:
+def test_no_attention_to_draw(tmp_path: Path, image_file: Path) -> None:
     torch.manual_seed(0)
     variant = Variant(fusion="concat")
     model = build_model(
         "lavt", swin_type="micro", window_size=7, text_config=TINY_BERT, variant=variant
     )
     path = save(model, tmp_path / "plain.pth")
-    line = ("--image", photo, "--sentence", "red", "--output", tmp_path / "out", "--attention")
+    line = ("--image", image_file, "--sentence", "red", "--output", tmp_path / "out", "--attention")
     with pytest.raises(InputError, match="--attention: with fusion 'concat'"):
         run(path, *line, "--fusion", "concat")
     assert files(tmp_path / "out") == []
 
 
 def test_only_the_overlay_by_default_and_as_named(
-    tmp_path: Path, photo: Path, weights: Path
+    tmp_path: Path, image_file: Path, weights: Path
 ) -> None:
     out = tmp_path / "out" / "seen.jpg"
-    run(weights, "--image", photo, "--sentence", "red", "--output", out)
+    run(weights, "--image", image_file, "--sentence", "red", "--output", out)
     assert files(out.parent) == ["seen.jpg"]
     with Image.open(out) as image:
         assert (image.format, image.size) == ("JPEG", (160, 120))
 
 
-def test_caption_is_a_band(tmp_path: Path, photo: Path, weights: Path) -> None:
+def test_caption_is_a_band(tmp_path: Path, image_file: Path, weights: Path) -> None:
     out = tmp_path / "seen.png"
-    run(weights, "--image", photo, "--sentence", "red", "--caption", "--output", out)
+    run(weights, "--image", image_file, "--sentence", "red", "--caption", "--output", out)
     with Image.open(out) as image:
         assert image.width == 160
         assert image.height > 120
@@ -202,10 +202,10 @@ def test_expressions_of_a_batch_do_not_mix() -> None:
         assert torch.allclose(alone, logits, atol=1e-4)
 
 
-def test_exif_orientation_is_applied(tmp_path: Path, photo: Path, weights: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path, image_file: Path, weights: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees
-    with Image.open(photo) as image:
+    with Image.open(image_file) as image:
         image.save(tmp_path / "turned.jpg", exif=exif)
     run(weights, "--image", tmp_path / "turned.jpg", "--sentence", "a", "--output", tmp_path / "o")
     with Image.open(tmp_path / "o" / "turned_a.png") as image:
@@ -213,10 +213,10 @@ def test_exif_orientation_is_applied(tmp_path: Path, photo: Path, weights: Path)
 
 
 @pytest.mark.filterwarnings("error")
-def test_damaged_exif_does_no_harm(tmp_path: Path, photo: Path) -> None:
+def test_damaged_exif_does_no_harm(tmp_path: Path, image_file: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
-    with Image.open(photo) as image:
+    with Image.open(image_file) as image:
         image.save(tmp_path / "undamaged.jpg", exif=exif)
     undamaged = (tmp_path / "undamaged.jpg").read_bytes()
     start = undamaged.find(b"Exif")
@@ -237,9 +237,18 @@ def test_images_of_any_mode_and_of_one_pixel(tmp_path: Path, weights: Path, mode
 
 
 def test_warning_of_an_empty_mask(
-    tmp_path: Path, photo: Path, empty_weights: Path, capsys: Capture
+    tmp_path: Path, image_file: Path, empty_weights: Path, capsys: Capture
 ) -> None:
-    run(empty_weights, "--image", photo, "--sentence", "red", "--output", tmp_path / "o", "--rle")
+    run(
+        empty_weights,
+        "--image",
+        image_file,
+        "--sentence",
+        "red",
+        "--output",
+        tmp_path / "o",
+        "--rle",
+    )
     printed = capsys.readouterr().out
     assert "0.00%" in printed
     assert 'warning: the mask of photo.jpg is empty for "red"' in printed
@@ -247,18 +256,18 @@ def test_warning_of_an_empty_mask(
 
 
 def test_warning_of_a_long_expression(
-    tmp_path: Path, photo: Path, weights: Path, capsys: Capture
+    tmp_path: Path, image_file: Path, weights: Path, capsys: Capture
 ) -> None:
-    said = ["the one " * 9, "the one " * 10]  # 18 and 20 words, [CLS] and [SEP]
-    run(weights, "--image", photo, "--sentence", *said, "--output", tmp_path / "o")
+    words_given = ["the one " * 9, "the one " * 10]  # 18 and 20 words, [CLS] and [SEP]
+    run(weights, "--image", image_file, "--sentence", *words_given, "--output", tmp_path / "o")
     assert capsys.readouterr().out.count("warning: the model reads only the first 20 tokens") == 1
 
 
 def test_a_folder_is_finished_despite_a_damaged_image(
-    tmp_path: Path, photo: Path, weights: Path, capsys: Capture
+    tmp_path: Path, image_file: Path, weights: Path, capsys: Capture
 ) -> None:
-    folder, out = photo.parent, tmp_path / "out"
-    (folder / "bad.jpg").write_bytes(photo.read_bytes()[:300])
+    folder, out = image_file.parent, tmp_path / "out"
+    (folder / "bad.jpg").write_bytes(image_file.read_bytes()[:300])
     (folder / "notes.txt").write_text("no image")
     (folder / "._photo.jpg").write_bytes(b"")
     with pytest.raises(SystemExit) as stopped:
@@ -272,10 +281,10 @@ def test_a_folder_is_finished_despite_a_damaged_image(
     assert errors[1] == "error: 1 of 2 images could not be read"
 
 
-def test_list_of_images_and_expressions(tmp_path: Path, photo: Path, weights: Path) -> None:
+def test_list_of_images_and_expressions(tmp_path: Path, image_file: Path, weights: Path) -> None:
     pairs = [
         {"image": "in/photo.jpg", "sentence": "red"},
-        {"image": str(photo), "sentence": ["red", "blue"], "note": "ignored"},
+        {"image": str(image_file), "sentence": ["red", "blue"], "note": "ignored"},
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8-sig")
     run(weights, "--list", tmp_path / "pairs.json", "--output", tmp_path / "out")
@@ -293,18 +302,18 @@ def test_names_stay_apart_and_short(tmp_path: Path) -> None:
     assert names[1].endswith("_a-b-c-2.png")
 
 
-def test_does_not_overwrite_an_image(tmp_path: Path, photo: Path, weights: Path) -> None:
-    before = photo.read_bytes()
+def test_does_not_overwrite_an_image(tmp_path: Path, image_file: Path, weights: Path) -> None:
+    before = image_file.read_bytes()
     with pytest.raises(InputError, match="would overwrite an image"):
-        run(weights, "--image", photo, "--sentence", "a", "--output", photo)
-    masked = photo.with_name("x.mask.png")
+        run(weights, "--image", image_file, "--sentence", "a", "--output", image_file)
+    masked = image_file.with_name("x.mask.png")
     Image.new("RGB", (9, 9)).save(masked)
     with pytest.raises(InputError, match="would overwrite an image"):
         run(weights, "--image", masked, "--sentence", "a", "--output", masked.with_name("x.png"))
     with pytest.raises(InputError, match="images' own folder"):
-        run(weights, "--image", photo.parent, "--sentence", "a", "--output", photo.parent)
-    assert photo.read_bytes() == before
-    assert files(photo.parent) == ["photo.jpg", "x.mask.png"]
+        run(weights, "--image", image_file.parent, "--sentence", "a", "--output", image_file.parent)
+    assert image_file.read_bytes() == before
+    assert files(image_file.parent) == ["photo.jpg", "x.mask.png"]
 
 
 BAD_LISTS = ["{}", "[]", "[3]", '[{"image": "a.jpg"}]', '[{"image": 1, "sentence": "a"}]', "[{", ""]
@@ -343,11 +352,11 @@ def test_bad_list(tmp_path: Path, weights: Path, text: str) -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    tmp_path: Path, photo: Path, weights: Path, argv: str, says: str
+    tmp_path: Path, image_file: Path, weights: Path, argv: str, says: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("no image")
-    named = {"P": str(photo), "EMPTY": str(tmp_path / "empty"), "TEXT": str(tmp_path / "text")}
+    named = {"P": str(image_file), "EMPTY": str(tmp_path / "empty"), "TEXT": str(tmp_path / "text")}
     words = [named.get(word, word) for word in argv.split()]
     words = [word.replace("TEXT/", named["TEXT"] + "/") for word in words]
     default = [] if "--output" in words else ["--output", str(tmp_path / "out")]
@@ -355,7 +364,7 @@ def test_bad_input_is_one_line(
         run(weights, *default, *words)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
-    assert files(photo.parent) == ["photo.jpg"]
+    assert files(image_file.parent) == ["photo.jpg"]
     assert not list(tmp_path.glob("out/*"))
     assert not Path("one.png").exists()
 
@@ -378,10 +387,17 @@ def test_script_without_options_says_how() -> None:
 
 
 def test_script_over_a_folder_with_a_damaged_image(
-    tmp_path: Path, photo: Path, weights: Path
+    tmp_path: Path, image_file: Path, weights: Path
 ) -> None:
-    (photo.parent / "bad.png").write_text("no image")
-    argv = ["--image", str(photo.parent), "--sentence", "red", "--output", str(tmp_path / "out")]
+    (image_file.parent / "bad.png").write_text("no image")
+    argv = [
+        "--image",
+        str(image_file.parent),
+        "--sentence",
+        "red",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     done = script(*options(weights), *argv)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

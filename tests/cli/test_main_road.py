@@ -98,7 +98,7 @@ def test_batch_size_and_workers_do_not_change_counts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = str(trained / "checkpoints" / "model_best_whole.pth")
-    found = []
+    result = []
     for i, extra in enumerate((["-b", "1"], ["-b", "5"], ["-b", "5", "-j", "2"])):
         out = tmp_path / f"{i}.json"
         test_script.main(
@@ -113,8 +113,8 @@ def test_batch_size_and_workers_do_not_change_counts(
                 str(out),
             ]
         )
-        found.append(json.loads(out.read_text())["splits"]["val"]["all"])
-    assert found[0] == found[1] == found[2]
+        result.append(json.loads(out.read_text())["splits"]["val"]["all"])
+    assert result[0] == result[1] == result[2]
 
 
 @pytest.mark.parametrize("model", ["lavt_one", "crossvlt"])
@@ -151,12 +151,12 @@ def test_published_crossvlt_weights_load(
     state = torch.load("checkpoints/model_last_lavt.pth", weights_only=True)["model"]
     state.pop("temp")
     torch.save(state, "bare.pth")
-    found = []
+    result = []
     for path in ("bare.pth", "checkpoints/model_last_lavt.pth"):
         argv = [*shapes.options, "--model", "crossvlt", "--resume", path, "--split", "val"]
         test_script.main([*argv, "--results", "r.json"])
-        found.append(json.loads(Path("r.json").read_text())["splits"])
-    assert found[0] == found[1]
+        result.append(json.loads(Path("r.json").read_text())["splits"])
+    assert result[0] == result[1]
 
 
 def test_defaults_of_a_model() -> None:
@@ -186,7 +186,7 @@ def test_union_masks_are_an_option_and_are_labelled(
 def test_demo_of_the_generated_pairs(
     trained: Path, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An overlay for each picture and sentence of RefShapes' demo.json."""
+    """An overlay for each image and expression of RefShapes' demo.json."""
     monkeypatch.chdir(tmp_path)
     pairs = json.loads((shapes.root / "demo.json").read_text())
     assert pairs

@@ -106,12 +106,12 @@ def test_every_number_says_its_protocol_and_can_be_scored_again(
     assert json.loads(Path("s.json").read_text())["splits"] == content["splits"]
 
 
-def test_averages_at_the_size_of_the_photo_against_numpy(
+def test_averages_at_the_size_of_the_image_against_numpy(
     shapes: Shapes, checkpoint: Path, here: Path
 ) -> None:
     """From the model's logits on: each expression's are resized, made probabilities, averaged."""
     options = ("--eval_mode", "mean", "--eval_size", "original", "--text", "sent", "-b", "3")
-    found = evaluate(shapes, checkpoint, *options, "--mask_mode", "union")["splits"]
+    result = evaluate(shapes, checkpoint, *options, "--mask_mode", "union")["splits"]
     bert = shapes.root / "bert"
     model = build_model("lavt", swin_type="micro", window_size=7, text_config=bert, ape_grid=14)
     state = torch.load(checkpoint, weights_only=True)
@@ -143,21 +143,21 @@ def test_averages_at_the_size_of_the_photo_against_numpy(
             assert mask.any()
             assert sample.score == pytest.approx(probability[mask].mean(), abs=1e-5)
         expected = summarise(*np.array(pairs).T).as_dict()
-        assert found[split]["all"].items() >= expected.items()
+        assert result[split]["all"].items() >= expected.items()
         assert expected["oIoU"] > 0
     assert next(samples, None) is None
 
 
-def test_masks_of_a_record_are_those_of_the_photo_size_protocol(
+def test_masks_of_a_record_are_those_of_the_image_size_protocol(
     shapes: Shapes, checkpoint: Path, here: Path
 ) -> None:
-    at_photo = evaluate(shapes, checkpoint, "--eval_size", "original")["splits"]
+    at_original = evaluate(shapes, checkpoint, "--eval_size", "original")["splits"]
     masks = Path("p.jsonl").read_text().replace("eval_size=original ", "")
     at_model = evaluate(shapes, checkpoint)["splits"]
-    assert at_model != at_photo
+    assert at_model != at_original
     score.main(["p.jsonl", "--from_masks", "--json", "s.json"])
     content = json.loads(Path("s.json").read_text())
-    assert content["splits"] == at_photo
+    assert content["splits"] == at_original
     assert content["protocol"] == "eval_size=original img_size=56"
     fields = ("segmentation", "truth", "score", "sentence")
     lines = [map(json.loads, text.splitlines()) for text in (masks, Path("p.jsonl").read_text())]

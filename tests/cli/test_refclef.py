@@ -1,4 +1,4 @@
-"""RefCLEF: other pictures, run lengths in place of polygons, five splits; from train to test."""
+"""RefCLEF: other images, run lengths in place of polygons, five splits; from train to test."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(
     find_browser() is None, reason="no chromium or google-chrome on PATH"
 )
 
-PHOTOS = CC0_ROOT / "images" / "mscoco" / "images" / "train2014"
-MISSING = "COCO_train2014_000000900002.jpg"  # this photo is left out: a grey box
+IMAGES = CC0_ROOT / "images" / "mscoco" / "images" / "train2014"
+MISSING = "COCO_train2014_000000900002.jpg"  # this image is left out: a grey box
 GREY, WHITE, STRIPES = 150, 255, (0.6, 0.25)
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
@@ -37,7 +37,7 @@ HOSTILE = (
 
 
 def sentence_lines() -> list[Line]:
-    """25 samples of 4 photos; two kinds; three hostile sentences."""
+    """25 samples of 4 images; two kinds; three hostile expressions."""
     lines = cc0_lines()
     for i, line in enumerate(lines):
         line["kind"] = ("size", "<u>kind</u>")[i % 2]
@@ -53,7 +53,7 @@ LINES = sentence_lines()
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the report and one that compares."""
     root = tmp_path_factory.mktemp("page")
-    shutil.copytree(PHOTOS, root / "photos")
+    shutil.copytree(IMAGES, root / "photos")
     (root / "photos" / MISSING).unlink()
     write_lines(root / "a.jsonl", LINES)
     theirs = zip(LINES, cc0_lines(9), strict=True)
@@ -100,8 +100,8 @@ def pixels(page: Page, selector: str) -> npt.NDArray[np.int64]:
     page.run(f"{canvas}.scrollIntoView()")
     page.wait(f"{canvas}.dataset.drawn !== undefined")
     packed = page.run(f"{canvas}.toDataURL('image/png')").partition(",")[2]
-    with Image.open(io.BytesIO(base64.b64decode(packed))) as picture:
-        return np.asarray(picture.convert("RGB")).astype(np.int64)
+    with Image.open(io.BytesIO(base64.b64decode(packed))) as image:
+        return np.asarray(image.convert("RGB")).astype(np.int64)
 
 
 def expected_mask(rle: dict[str, Any], height: int, width: int) -> npt.NDArray[np.bool_]:
@@ -112,15 +112,15 @@ def expected_mask(rle: dict[str, Any], height: int, width: int) -> npt.NDArray[n
     return mask[np.ix_(rows, columns)]
 
 
-def near(picture: npt.NDArray[np.int64], color: Sequence[float]) -> npt.NDArray[np.bool_]:
-    """Where a picture has a colour."""
-    return (np.abs(picture - np.array(color)) <= 1).all(-1)
+def near(image: npt.NDArray[np.int64], color: Sequence[float]) -> npt.NDArray[np.bool_]:
+    """Where an image has a colour."""
+    return (np.abs(image - np.array(color)) <= 1).all(-1)
 
 
-def filled(picture: npt.NDArray[np.int64], color: Sequence[int]) -> npt.NDArray[np.bool_]:
+def filled(image: npt.NDArray[np.int64], color: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Where a colour is drawn over grey, as one of the two kinds of stripe."""
     tints = [[GREY + (c - GREY) * share for c in color] for share in STRIPES]
-    kinds = [near(picture, tint) for tint in tints]
+    kinds = [near(image, tint) for tint in tints]
     assert all(kind.sum() > 0.2 * sum(k.sum() for k in kinds) for kind in kinds)
     return kinds[0] | kinds[1]
 
@@ -142,8 +142,8 @@ def test_metrics_and_hostile_text_are_seen(page: Page) -> None:
 def test_filters_work_together(page: Page) -> None:
     assert page.run("document.querySelector('#count').value") == "25 of 25 samples"
     page.type("#text", "the CUP")
-    found = where(lambda x: "the" in x["sentence"].lower() and "cup" in x["sentence"].lower())
-    assert shown(page) == found != []
+    result = where(lambda x: "the" in x["sentence"].lower() and "cup" in x["sentence"].lower())
+    assert shown(page) == result != []
     page.type("#text", f"#{LINES[7]['ref_id']}")
     assert shown(page) == where(lambda x: x["ref_id"] == LINES[7]["ref_id"])
     page.type("#text", "<img src")
@@ -215,37 +215,37 @@ def test_charts_open_their_samples(page: Page) -> None:
 def test_masks_are_drawn_where_they_are(page: Page, layer: str) -> None:
     page.click(f"#filters .overlay button[value={layer}]")
     sample = next(i for i in where(lambda x: x["file_name"] == MISSING and 0.1 < x["iou"] < 0.9))
-    picture = pixels(page, f'.card[data-sample="{sample}"] canvas')
-    line, size = LINES[sample], picture.shape[:2]
-    truth, found = (expected_mask(line[k], *size) for k in ("truth", "segmentation"))
-    plain = near(picture, [GREY] * 3)
+    image = pixels(page, f'.card[data-sample="{sample}"] canvas')
+    line, size = LINES[sample], image.shape[:2]
+    truth, result = (expected_mask(line[k], *size) for k in ("truth", "segmentation"))
+    plain = near(image, [GREY] * 3)
     if layer == "none":
         assert plain.all()
         return
-    marked = {"truth": truth, "prediction": found, "both": truth | found}[layer]
+    marked = {"truth": truth, "prediction": result, "both": truth | result}[layer]
     # What is neither grey nor the white rim just outside is the mask, to the pixel.
-    coloured = ~plain & ~near(picture, [WHITE] * 3)
+    coloured = ~plain & ~near(image, [WHITE] * 3)
     if layer != "both":
         assert (coloured == marked).all()
         color = GROUND_TRUTH if layer == "truth" else PREDICTION
-        assert (near(picture, color) | filled(picture, color) == marked).all()
-        assert filled(picture, color).sum() > 0.5 * marked.sum()
+        assert (near(image, color) | filled(image, color) == marked).all()
+        assert filled(image, color).sum() > 0.5 * marked.sum()
     else:
-        assert near(picture, GROUND_TRUTH).any()
-        assert not near(picture, GROUND_TRUTH)[~truth].any()
-        assert filled(picture, PREDICTION).any()
-        assert not filled(picture, PREDICTION)[~found].any()
+        assert near(image, GROUND_TRUTH).any()
+        assert not near(image, GROUND_TRUTH)[~truth].any()
+        assert filled(image, PREDICTION).any()
+        assert not filled(image, PREDICTION)[~result].any()
 
 
-def test_photo_is_behind_the_masks(page: Page) -> None:
+def test_image_is_behind_the_masks(page: Page) -> None:
     sample = where(lambda x: x["file_name"] != MISSING)[0]
     page.click("#filters .overlay button[value=none]")
-    picture = pixels(page, f'.card[data-sample="{sample}"] canvas')
-    with Image.open(PHOTOS / LINES[sample]["file_name"]) as photo:
+    image = pixels(page, f'.card[data-sample="{sample}"] canvas')
+    with Image.open(IMAGES / LINES[sample]["file_name"]) as image_file:
         small = np.asarray(
-            photo.convert("RGB").resize(picture.shape[1::-1], Image.Resampling.LANCZOS)
+            image_file.convert("RGB").resize(image.shape[1::-1], Image.Resampling.LANCZOS)
         )
-    assert np.abs(picture - small.astype(int)).mean() < 6
+    assert np.abs(image - small.astype(int)).mean() < 6
 
 
 def test_large_view_and_keys(page: Page) -> None:
@@ -284,9 +284,9 @@ def test_comparison(browser: Page, folder: Path) -> None:
     choose(browser, "sort", "as recorded")
     browser.click("#filters .overlay button[value=other]")
     sample = where(lambda x: x["file_name"] == MISSING)[0]
-    picture = pixels(browser, f'.card[data-sample="{sample}"] canvas')
-    found = expected_mask(other[sample]["segmentation"], *picture.shape[:2])
-    assert not filled(picture, PREDICTION)[~found].any()
+    image = pixels(browser, f'.card[data-sample="{sample}"] canvas')
+    result = expected_mask(other[sample]["segmentation"], *image.shape[:2])
+    assert not filled(image, PREDICTION)[~result].any()
     assert browser.problems == []
 
 
@@ -295,8 +295,8 @@ def test_pages_of_many_samples(browser: Page, folder: Path) -> None:
     many = [x | {"ref_id": 1000 * k + x["ref_id"]} for k in range(4) for x in LINES]
     path = write_lines(folder / "many.jsonl", many)
     output = folder / "many.html"
-    photos = ["--image_root", str(folder / "photos")]
-    report.main([str(path), *photos, "--output", str(output)])
+    images = ["--image_root", str(folder / "photos")]
+    report.main([str(path), *images, "--output", str(output)])
     browser.open(output)
     assert browser.run("document.querySelector('#page').textContent") == "Page 1 of 3"
     assert shown(browser) == list(range(48))

@@ -430,8 +430,8 @@ def test_save_every_takes_steps_or_minutes(text: str) -> None:
 
 
 def test_save_every() -> None:
-    found = [parse_train(["--save-every", t]) for t in ("", "500", "2.5m")]
-    assert [(a.save_steps, a.save_minutes) for a in found] == [(0, 0), (500, 0), (0, 2.5)]
+    result = [parse_train(["--save-every", t]) for t in ("", "500", "2.5m")]
+    assert [(a.save_steps, a.save_minutes) for a in result] == [(0, 0), (500, 0), (0, 2.5)]
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -36,10 +36,10 @@ def test_gradient_is_the_mean_over_the_shards(name: str, world: int, tmp_path: P
     singles = [gradients.gradients(name, rank) for rank in range(world)]
     trained = {n for n, p in gradients.model(name).named_parameters() if p.requires_grad}
     for rank in range(world):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        result = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         # Exactly the trained parameters have one: nothing needs a search for unused ones.
-        assert set(found) == set(singles[0]) == trained
-        for key, value in found.items():
+        assert set(result) == set(singles[0]) == trained
+        for key, value in result.items():
             mean = torch.stack([single[key] for single in singles]).mean(0)
             torch.testing.assert_close(value, mean, rtol=1e-9, atol=1e-12, msg=key)
 
@@ -70,7 +70,7 @@ def test_only_one_process_writes(trained: Path) -> None:
 
 def test_counts_are_equal_for_any_number_of_processes(trained: Path, shapes: Shapes) -> None:
     """Also when neither samples nor batches divide evenly: nothing padded, nothing dropped."""
-    found = {}
+    result = {}
     for world in (1, 2, 3):
         out = trained / f"results{world}.json"
         done = run(
@@ -83,10 +83,10 @@ def test_counts_are_equal_for_any_number_of_processes(trained: Path, shapes: Sha
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Mean IoU is") == 1
-        found[world] = json.loads(out.read_text())["splits"]
-    samples = found[1]["val"]["all"]["samples"]
+        result[world] = json.loads(out.read_text())["splits"]
+    samples = result[1]["val"]["all"]["samples"]
     assert samples % 2 or samples % 3 or -(-samples // 4) % 2
-    assert found[1] == found[2] == found[3]
+    assert result[1] == result[2] == result[3]
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_counts_are_equal_for_any_number_of_processes(trained: Path, shapes: Sha
 def test_predictions_are_equal_for_any_number_of_processes(
     options: list[str], trained: Path, shapes: Shapes
 ) -> None:
-    """One file in the data set's order, byte for byte, and the same counts."""
-    found = []
+    """One file in the dataset's order, byte for byte, and the same counts."""
+    result = []
     for world in (1, 2, 3):
         done = run(
             trained,
@@ -109,13 +109,13 @@ def test_predictions_are_equal_for_any_number_of_processes(
         assert done.returncode == 0, done.stderr
         folder = trained / f"of{world}"
         splits = json.loads((folder / "r.json").read_text())["splits"]
-        found.append((splits, (folder / "p.jsonl").read_bytes()))
+        result.append((splits, (folder / "p.jsonl").read_bytes()))
         assert sorted(p.suffix for p in folder.iterdir()) == [
             *(".csv", ".json", ".jsonl", ".md", ".tex")
         ]
-    assert found[0] == found[1] == found[2]
-    lines = found[0][1].decode().splitlines()
-    assert len(lines) == sum(rows["all"]["samples"] for rows in found[0][0].values())
+    assert result[0] == result[1] == result[2]
+    lines = result[0][1].decode().splitlines()
+    assert len(lines) == sum(rows["all"]["samples"] for rows in result[0][0].values())
     assert len(lines) > 2 * 2  # more than one batch a process
 
 

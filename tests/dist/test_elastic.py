@@ -1,4 +1,4 @@
-"""torchrun's restarts and signals: a run goes on as if nothing had happened."""
+"""torchrun's restarts and signals: a run continues as if nothing had happened."""
 
 from __future__ import annotations
 

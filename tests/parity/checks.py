@@ -189,9 +189,9 @@ def run_forward(model: LAVT, case: dict[str, Any]) -> Outputs:
 
     parts = ("text_encoder", "backbone", "classifier")
     hooks = [getattr(model, part).register_forward_hook(keep(part)) for part in parts]
-    picture, ids, mask = golden.inputs(case)
+    img, ids, mask = golden.inputs(case)
     try:
-        logits = model(picture.to(model.get_parameter("classifier.conv1_1.bias").dtype), ids, mask)
+        logits = model(img.to(model.get_parameter("classifier.conv1_1.bias").dtype), ids, mask)
     finally:
         for hook in hooks:
             hook.remove()
@@ -251,8 +251,8 @@ def input_rows(letter: str) -> list[Row]:
     """That the token formula gives the stored ids and mask."""
     stored = golden.read_arrays(f"lavt_{letter}.npz")
     _, ids, mask = golden.inputs(golden.cases()[letter])
-    found = max(difference(ids, stored["ids"]), difference(mask, stored["mask"]))
-    return [Row(f"{letter} token ids and mask", 0, found)]
+    result = max(difference(ids, stored["ids"]), difference(mask, stored["mask"]))
+    return [Row(f"{letter} token ids and mask", 0, result)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -293,10 +293,10 @@ def run_training(dtype: torch.dtype, steps: int = 3) -> Training:
     groups = optim.parameter_groups(model, meta["weight_decay"])
     optimizer = optim.build_optimizer(groups, meta["lr"], meta["weight_decay"], meta["amsgrad"])
     scheduler = optim.poly_schedule(optimizer, meta["total_steps"])
-    picture, ids, mask = golden.inputs(case)
-    target = golden.discs(meta["target_discs_cy_cx_r"], (picture.shape[2], picture.shape[3]))
+    img, ids, mask = golden.inputs(case)
+    target = golden.discs(meta["target_discs_cy_cx_r"], (img.shape[2], img.shape[3]))
     batch = {
-        "image": picture.to(dtype),
+        "image": img.to(dtype),
         "input_ids": ids,
         "attention_mask": mask,
         "target": target,
@@ -304,8 +304,8 @@ def run_training(dtype: torch.dtype, steps: int = 3) -> Training:
     }
     sizes = {release_name(k): v.numel() for k, v in model.state_dict().items()}
     out = Training([], [], {}, {}, {}, sizes)
-    # The measured picture is normal noise, not pixels: it is not to be normalised.
-    with mock.patch.object(loaders, "normalize", lambda picture: picture):
+    # The measured image is normal noise, not pixels: it is not to be normalised.
+    with mock.patch.object(loaders, "normalize", lambda img: img):
         run = train_steps(
             Objective(model, cross_entropy),
             [batch] * steps,
@@ -438,16 +438,16 @@ def _relative(
     """
     if ours.keys() != theirs.keys():
         return np.array([math.inf])
-    found = []
+    result = []
     for name in sorted(theirs.keys() - skipped):
         a, b = ours[name], theirs[name]
         if a is None or b is None:
-            found.append(0.0 if a is b else math.inf)
+            result.append(0.0 if a is b else math.inf)
             continue
         a, b = np.atleast_1d(a), np.atleast_1d(b)
         relative = np.abs(a - b) / np.maximum(np.abs(b), floor)
-        found.append(float(relative.max()) if np.isfinite(relative).all() else math.inf)
-    return np.array(found)
+        result.append(float(relative.max()) if np.isfinite(relative).all() else math.inf)
+    return np.array(result)
 
 
 def group_rows(lang_layers: int | None = optim.PUBLISHED_LANG_LAYERS) -> list[Row]:
@@ -477,7 +477,7 @@ def _rate_rows(meta: dict[str, Any]) -> list[Row]:
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    found = max(
+    result = max(
         difference(rates[:3], meta["lr_used"]),
         difference(rates[:5], meta["lr_first5"]),
         difference(rates[-3:], meta["lr_last3"]),
@@ -485,11 +485,11 @@ def _rate_rows(meta: dict[str, Any]) -> list[Row]:
     group = optimizer.param_groups[0]
     published = [list(meta["betas"]), meta["eps"]]
     settings = unequal([list(group["betas"]), group["eps"]], published)
-    return [Row("learning rates", 1e-18, found), Row("AdamW betas and eps", 0, settings)]
+    return [Row("learning rates", 1e-18, result), Row("AdamW betas and eps", 0, settings)]
 
 
 # ---------------------------------------------------------------------------------------------
-# Metrics, pictures, tokens
+# Metrics, images, tokens
 
 
 def metric_masks() -> tuple[Tensor, Tensor]:
@@ -545,12 +545,12 @@ def _printed(text: str) -> str:
 
 
 def preprocessing_rows() -> list[Row]:
-    """Resized and normalised pictures and masks, bit for bit."""
+    """Resized and normalised images and masks, bit for bit."""
     stored = golden.read_arrays("preprocessing.npz")
     rows = []
     for size, case in golden.read_json("preprocessing.json")["cases"].items():
-        picture, mask = golden.photo(case["seed"], case["width"], case["height"])
-        resized = as_tensor(resize_image(picture, 480))
+        img, mask = golden.photo(case["seed"], case["width"], case["height"])
+        resized = as_tensor(resize_image(img, 480))
         rows_at, columns_at = nearest(case["height"], 480), nearest(case["width"], 480)
         target = draw_samples(run_lengths(np.asarray(mask) > 0), rows_at, columns_at, size)
         normal = normalize(resized)

@@ -120,7 +120,7 @@ def build(case: dict[str, Any], head_bias: bool = True, **options: Any) -> LAVT:
 
 
 def image(seed: int, shape: list[int]) -> Tensor:
-    """The picture of a case, (B, 3, H, W) float32."""
+    """The image of a case, (B, 3, H, W) float32."""
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 
@@ -135,7 +135,7 @@ def tokens(seed: int, word_pieces: list[int], max_len: int = 20) -> tuple[Tensor
 
 
 def inputs(case: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Picture, ids and mask of a case of lavt_cases.json."""
+    """Image, ids and mask of a case of lavt_cases.json."""
     return (
         image(case["image_seed"], case["image_shape"]),
         *tokens(case["token_seed"], case["word_pieces"]),
@@ -156,15 +156,15 @@ def discs(specs: list[list[int]], size: tuple[int, int]) -> Tensor:
     )
 
 
-def photo(seed: int, width: int, height: int) -> tuple[Image.Image, Image.Image]:
-    """The RGB picture and the mask (mode P, values 0 and 1) of a case of preprocessing.json."""
+def image_file(seed: int, width: int, height: int) -> tuple[Image.Image, Image.Image]:
+    """The RGB image and the mask (mode P, values 0 and 1) of a case of preprocessing.json."""
     y, x = np.mgrid[:height, :width]
     clean = np.stack(
         [x * 255 // (width - 1), y * 255 // (height - 1), ((x + 2 * y) * 3) % 256], axis=-1
     )
     noise = np.random.RandomState(seed).randint(-20, 21, size=clean.shape)
-    picture = Image.fromarray((clean + noise).clip(0, 255).astype(np.uint8))
+    img = Image.fromarray((clean + noise).clip(0, 255).astype(np.uint8))
     disc = discs([[height // 2 + 3, width // 3, min(height, width) // 4]], (height, width))
     mask = Image.fromarray(disc[0].numpy().astype(np.uint8)).convert("L")
     mask.putpalette([0, 0, 0, 255, 255, 255])  # turns it into mode P, values unchanged
-    return picture, mask
+    return img, mask

@@ -31,13 +31,13 @@ def run_differences(run: Path, other: Path, model_id: str = "lavt") -> list[str]
     Raises:
         InputError: a checkpoint is missing or damaged.
     """
-    found = []
+    result = []
     for which in ("last", "best"):
         name = f"model_{which}_{model_id}.pth"
         one, two = (_compared(folder / "checkpoints" / name) for folder in (run, other))
-        found += [f"{name}: {where}" for where in differences(one, two)]
+        result += [f"{name}: {where}" for where in differences(one, two)]
     lines, others = (metrics_lines(folder / "models" / model_id) for folder in (run, other))
-    return found + [f"metrics.jsonl: {where}" for where in differences(lines, others)]
+    return result + [f"metrics.jsonl: {where}" for where in differences(lines, others)]
 
 
 def metrics_lines(folder: Path) -> list[dict[str, Any]]:

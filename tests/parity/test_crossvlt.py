@@ -51,7 +51,7 @@ def formula_model(name: str) -> CrossVLT:
 
 
 def inputs(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Picture, ids and mask of a case."""
+    """Image, ids and mask of a case."""
     case = golden.read_json("cross_cases.json")[name]
     ids, mask = golden.tokens(case["token_seed"], case["word_pieces"], MAX_TOKENS)
     return golden.image(case["image_seed"], case["image_shape"]).to(dtype), ids, mask

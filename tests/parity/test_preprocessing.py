@@ -1,4 +1,4 @@
-"""Pictures and masks bit for bit as the release prepares them (golden/preprocessing.*)."""
+"""Images and masks bit for bit as the release prepares them (golden/preprocessing.*)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES: dict[str, dict[str, Any]] = json.loads((GOLDEN / "preprocessing.json").re
 SAMPLES = 2048
 
 
-def make_picture(width: int, height: int, seed: int) -> Image.Image:
+def make_image(width: int, height: int, seed: int) -> Image.Image:
     """Ramps and noise, after the golden files' formula."""
     y, x = np.mgrid[:height, :width]
     ramps = [x * 255 // (width - 1), y * 255 // (height - 1), (x + 2 * y) * 3 % 256]
@@ -45,11 +45,11 @@ def stored() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_picture(name: str, stored: dict[str, np.ndarray]) -> None:
+def test_image(name: str, stored: dict[str, np.ndarray]) -> None:
     case = CASES[name]
-    picture = make_picture(case["width"], case["height"], case["seed"])
-    assert np.asarray(picture).sum(axis=(0, 1)).tolist() == case["input_sum"]
-    resized = as_tensor(resize_image(picture, 480))
+    img = make_image(case["width"], case["height"], case["seed"])
+    assert np.asarray(img).sum(axis=(0, 1)).tolist() == case["input_sum"]
+    resized = as_tensor(resize_image(img, 480))
     assert resized.sum(dim=(1, 2)).tolist() == case["resized_uint8_sum"]
     hwc = resized.permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(thin(hwc), stored[f"{name}_uint8_sample"])
@@ -80,9 +80,9 @@ def every_value() -> torch.Tensor:
 def test_normalize_equals_torchvision() -> None:
     transforms = pytest.importorskip("torchvision.transforms.functional")
     pixels = every_value()
-    picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    img = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    expected = transforms.normalize(transforms.to_tensor(picture), mean, std)
+    expected = transforms.normalize(transforms.to_tensor(img), mean, std)
     assert torch.equal(normalize(pixels), expected.expand(2, -1, -1, -1))
 
 

@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tokenization.json"
 CONTENT: dict[str, Any] = json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 # The release's slow tokenizer makes the whole word [UNK]; every fast one drops the invisible
-# character. Neither occurs in the data sets.
+# character. Neither occurs in the datasets.
 DEVIATIONS = {
     "zero\u200bwidth": [101, 5717, 9148, 11927, 2232, 102],
     "bicycle\x00null": [101, 10165, 11231, 3363, 102],

@@ -161,17 +161,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fuzz, print, and exit with 1 if there are findings."""
     args = parse(argv)
     torch.set_num_threads(1)
-    found = False
+    result = False
     for name in args.targets:
         outcomes, findings = fuzz(name, args.seconds / len(args.targets), args.seed)
         print(f"{name}: {dict(outcomes)}")
         for number, (outcome, case) in enumerate(findings.items(), 1):
-            found = True
+            result = True
             kept = Path("fuzz_findings") / f"{name}-{number}.bin"
             kept.parent.mkdir(exist_ok=True)
             kept.write_bytes(case)
             print(f"  {outcome}: {kept}")
-    if found:
+    if result:
         sys.exit(1)
 
 

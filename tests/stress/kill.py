@@ -2,7 +2,7 @@
 
     python -m tests.stress.kill --kills 30 --processes 1 2
 
-A small LAVT learns a few generated pictures, saving every second step. Each attempt is a process,
+A small LAVT learns a few generated images, saving every second step. Each attempt is a process,
 or several over gloo, that SIGKILL ends: at its start, at a step, in validation, and most of all
 while it saves. After each kill every state file must be whole; at the end weights, optimizer,
 schedule, best score and metrics lines must be those of the undisturbed run, bit for bit.
@@ -116,8 +116,8 @@ class Job:
             InputError: one of them failed; its last lines say why.
         """
         for pid in self.pids:
-            if pid not in self.codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
-                self.codes[pid] = os.waitstatus_to_exitcode(found[1])
+            if pid not in self.codes and (actual := os.waitpid(pid, os.WNOHANG))[0]:
+                self.codes[pid] = os.waitstatus_to_exitcode(actual[1])
         if any(self.codes.values()):
             self.kill()
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])

@@ -48,13 +48,13 @@ def module_of(name: str) -> str:
 
 def layer_of(module: str) -> int | None:
     """Position of the longest matching prefix, None outside the project."""
-    found = [
+    result = [
         (len(prefix), i)
         for i, layer in enumerate(LAYERS)
         for prefix in layer
         if module == prefix or module.startswith(prefix + ".")
     ]
-    return max(found)[1] if found else None
+    return max(result)[1] if result else None
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -25,7 +25,7 @@ from lib.model import Segmenter
 from lib.variants import Variant
 from tests.conftest import Build
 
-SIZES = [(16, 18), (8, 9), (4, 5), (2, 3)]  # of a picture of 64 x 72
+SIZES = [(16, 18), (8, 9), (4, 5), (2, 3)]  # of an image of 64 x 72
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -43,8 +43,8 @@ def double(build_nano: Build, name: str = "lavt", **options: object) -> Segmente
 def recorded(model: Segmenter) -> list[tuple[tuple[Tensor, ...], Tensor]]:
     """What goes into and comes out of each stage's attention."""
     calls: list[tuple[tuple[Tensor, ...], Tensor]] = []
-    found = [getattr(m, "image_lang_att", m) for m in fusions(model)]
-    hooks = [m.register_forward_hook(lambda m, i, o: calls.append((i, o))) for m in found]
+    result = [getattr(m, "image_lang_att", m) for m in fusions(model)]
+    hooks = [m.register_forward_hook(lambda m, i, o: calls.append((i, o))) for m in result]
     with torch.no_grad():
         model(*batch())
     for hook in hooks:
@@ -79,7 +79,7 @@ def test_lavts_is_the_papers(build_nano: Build, mha: str) -> None:
     """softmax(q k^T / sqrt(C)), and with the values it gives what the module gives."""
     model = double(build_nano, mha=mha)
     maps, calls = word_attention(model, *batch()), recorded(model)
-    for module, found, ((vis, lang, mask), out) in zip(fusions(model), maps, calls, strict=True):
+    for module, result, ((vis, lang, mask), out) in zip(fusions(model), maps, calls, strict=True):
         att = module.get_submodule("image_lang_att")
         heads, (B, HW, C) = att.num_heads, vis.shape
         m = mask[:, None].double()
@@ -87,28 +87,28 @@ def test_lavts_is_the_papers(build_nano: Build, mha: str) -> None:
         key = (conv(att.f_key[0], lang) * m).view(B, heads, C // heads, -1)
         value = (conv(att.f_value[0], lang) * m).view(B, heads, C // heads, -1)
         weights = (query.mT @ key / C**0.5 + (1e4 * m - 1e4)[:, None]).softmax(-1)
-        expected = weights.mean(1).mT.reshape(found.shape)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        expected = weights.mean(1).mT.reshape(result.shape)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
         gathered = (weights @ value.mT).mT.reshape(B, C, HW)
         by_paper = F.instance_norm(conv(att.W[0], gathered.mT)).mT
         torch.testing.assert_close(out, by_paper, rtol=0, atol=1e-9)
         if heads == 1:  # the maps themselves are what gathers the values
-            again = found.flatten(2).mT @ value[:, 0].mT
+            again = result.flatten(2).mT @ value[:, 0].mT
             torch.testing.assert_close(again.mT, gathered, rtol=0, atol=1e-12)
 
 
 def test_crossvlts_is_its_papers(build_nano: Build) -> None:
     model = double(build_nano, "crossvlt", swin_type="micro")
     maps, calls = word_attention(model, *batch()), recorded(model)
-    for att, found, ((vis, lang, mask), out) in zip(fusions(model), maps, calls, strict=True):
+    for att, result, ((vis, lang, mask), out) in zip(fusions(model), maps, calls, strict=True):
         tokens, B = vis.flatten(1, 2), len(vis)
         query = F.instance_norm(conv(att.v_q[0], tokens)).view(B, -1, 64, tokens.shape[1])
         key = att.l_q(lang).mT.reshape(B, -1, 64, lang.shape[1])
         value = att.values_l(lang).mT.reshape(B, -1, 64, lang.shape[1])
         logits = query.mT @ key / 8 + (1e4 * mask - 1e4)[:, None, None]
         weights = logits.softmax(-1)
-        expected = weights.mean(1).mT.reshape(found.shape)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        expected = weights.mean(1).mT.reshape(result.shape)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
         gathered = (weights @ value.mT).transpose(1, 2).flatten(2)
         fused = att.project_mm(tokens + att.w_v(gathered)).view_as(vis)
         torch.testing.assert_close(out, fused, rtol=0, atol=1e-9)
@@ -146,20 +146,20 @@ def test_colours_grow_brighter() -> None:
 
 
 def figure(size: tuple[int, int], pieces: list[str], maps: list[np.ndarray]) -> Image.Image:
-    photo = Image.new("RGB", size, (10, 200, 10))
-    answer = Image.new("RGB", size, (250, 10, 10))
-    return attention_figure(photo, answer, pieces, maps, "a sentence")
+    image_file = Image.new("RGB", size, (10, 200, 10))
+    prediction = Image.new("RGB", size, (250, 10, 10))
+    return attention_figure(image_file, prediction, pieces, maps, "a sentence")
 
 
-def shows(picture: Image.Image, color: tuple[float, ...]) -> int:
+def shows(img: Image.Image, color: tuple[float, ...]) -> int:
     """Pixels of about a colour."""
-    return int((np.abs(np.asarray(picture) - np.array(color)).max(-1) <= 2).sum())
+    return int((np.abs(np.asarray(img) - np.array(color)).max(-1) <= 2).sum())
 
 
 def blended(value: float, grey: int) -> tuple[float, ...]:
     low, high = GREYS
-    photo = low + (high - low) * grey // 255
-    return tuple((1 - OPACITY) * photo + OPACITY * c for c in colors(np.array(value)))
+    image_file = low + (high - low) * grey // 255
+    return tuple((1 - OPACITY) * image_file + OPACITY * c for c in colors(np.array(value)))
 
 
 def test_the_figure_shows_the_weights() -> None:
@@ -173,7 +173,7 @@ def test_the_figure_shows_the_weights() -> None:
     assert isinstance(grey, int)
     for value in (1.0, 1 / 3, 0.0):  # of the largest, 0.75
         assert 4 * tile <= shows(drawn, blended(value, grey)) < 4.1 * tile
-    assert shows(drawn, (10, 200, 10)) >= 2 * tile  # the photo, larger than a tile
+    assert shows(drawn, (10, 200, 10)) >= 2 * tile  # the image, larger than a tile
     assert shows(drawn, (250, 10, 10)) >= 2 * tile
 
 

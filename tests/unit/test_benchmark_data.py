@@ -34,11 +34,11 @@ def options(root: Path, bert: Path, *more: str) -> Any:
 
 def test_made_up_annotations_have_the_sizes(small: Path) -> None:
     refer = REFER(small)
-    for split, (objects, expressions, pictures) in refcoco_size.SPLITS.items():
+    for split, (objects, expressions, images) in refcoco_size.SPLITS.items():
         ids = refer.getRefIds(split=split)
         assert len(ids) == objects
         assert sum(len(ref["sentences"]) for ref in refer.loadRefs(ids)) == expressions
-        assert len(refer.getImgIds(ref_ids=ids)) == pictures
+        assert len(refer.getImgIds(ref_ids=ids)) == images
     assert len(refer.Anns) == 1967
 
 
@@ -55,9 +55,9 @@ def test_parts(small: Path, shapes: Shapes) -> None:
 
 def test_samples_are_compared(shapes: Shapes) -> None:
     small = ("--img_size", "32", "--batch-size", "2", "--batches", "2", "--rounds", "1")
-    found = benchmark.measure_samples(options(shapes.root, shapes.root / "bert", *small))
+    result = benchmark.measure_samples(options(shapes.root, shapes.root / "bert", *small))
     for order in ("training", "evaluation"):
-        assert found[order]["ratio"] > 0
+        assert result[order]["ratio"] > 0
     batch = {
         "image": torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
         "target": torch.zeros(1, 2, 2, dtype=torch.uint8),

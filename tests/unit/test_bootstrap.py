@@ -27,9 +27,9 @@ def test_columns_are_those_of_a_row() -> None:
 
 
 def test_ends_are_quantiles_of_all_resamples() -> None:
-    found = intervals(INTER, UNION, OBJECTS, resamples=40_000)
+    result = intervals(INTER, UNION, OBJECTS, resamples=40_000)
     rows = [metrics.row() for metrics in every_resample(INTER, UNION)]
-    for column, (low, high) in found.items():
+    for column, (low, high) in result.items():
         values = np.array([row[column] for row in rows])
         # Sampled quantiles lie between exact ones of slightly other levels.
         assert np.quantile(values, 0.02) - 1e-9 <= low <= np.quantile(values, 0.03) + 1e-9
@@ -53,28 +53,28 @@ def test_blocks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_one_object_has_no_width() -> None:
-    found = intervals(INTER, UNION, np.zeros(7, np.int64))
+    result = intervals(INTER, UNION, np.zeros(7, np.int64))
     row = summarise(INTER, UNION).row()
-    for column, (low, high) in found.items():
+    for column, (low, high) in result.items():
         assert low == pytest.approx(row[column])
         assert high == pytest.approx(row[column])
 
 
 def test_nothing_at_all_is_nan() -> None:
-    found = intervals(np.zeros(2, np.int64), np.zeros(2, np.int64), np.arange(2))
-    assert np.isnan(found["oIoU"]).all()
-    assert found["mIoU"] == (0.0, 0.0)
+    result = intervals(np.zeros(2, np.int64), np.zeros(2, np.int64), np.arange(2))
+    assert np.isnan(result["oIoU"]).all()
+    assert result["mIoU"] == (0.0, 0.0)
 
 
 def test_paired_differences() -> None:
     """The same objects are drawn for both, so what both share cancels."""
     other = INTER + np.array([5, 0, 0, 4, 0, 0, 0])
-    found = paired_intervals((INTER, UNION), (other, UNION), OBJECTS, resamples=40_000)
+    result = paired_intervals((INTER, UNION), (other, UNION), OBJECTS, resamples=40_000)
     gains = [
         {c: b.row()[c] - a.row()[c] for c in COLUMNS}
         for a, b in zip(every_resample(INTER, UNION), every_resample(other, UNION), strict=True)
     ]
-    for column, (low, high) in found.items():
+    for column, (low, high) in result.items():
         values = np.array([gain[column] for gain in gains])
         assert np.quantile(values, 0.02) - 1e-9 <= low <= np.quantile(values, 0.03) + 1e-9
         assert np.quantile(values, 0.97) - 1e-9 <= high <= np.quantile(values, 0.98) + 1e-9

@@ -44,9 +44,9 @@ def prediction(**changes: Any) -> Prediction:
 
 def labels_of(key: str, **changes: Any) -> list[str]:
     """The groups of a sample."""
-    found = next(b for b in breakdowns([prediction(**changes)]) if b.key == key)
-    assert found.members.shape == (1, len(found.labels))
-    return [label for label, member in zip(found.labels, found.members[0], strict=True) if member]
+    result = next(b for b in breakdowns([prediction(**changes)]) if b.key == key)
+    assert result.members.shape == (1, len(result.labels))
+    return [label for label, member in zip(result.labels, result.members[0], strict=True) if member]
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_size(pixels: int, label: str) -> None:
         ("слева 左", set()),
     ],
 )
-def test_location(sentence: str, found: set[str]) -> None:
-    assert locations(sentence) == found
-    expected = {"any", *found} if found else {"none"}
+def test_location(sentence: str, result: set[str]) -> None:
+    assert locations(sentence) == result
+    expected = {"any", *result} if result else {"none"}
     assert set(labels_of("location", sentence=sentence)) == expected
 
 

@@ -53,7 +53,7 @@ def examine(root: Path, **options: Any) -> check.Report:
     return check.examine(check.Installation(root, "refcoco", "unc"), **options)
 
 
-def found(report: check.Report, damage: bool) -> dict[str, int]:
+def result(report: check.Report, damage: bool) -> dict[str, int]:
     """Number of findings of the checks that have some."""
     return {c.name: len(c.found) for c in report.checks if c.found and c.damage == damage}
 
@@ -61,7 +61,7 @@ def found(report: check.Report, damage: bool) -> dict[str, int]:
 def test_sound_data(tmp_path: Path) -> None:
     report = examine(write_root(tmp_path, sound_refs(), sound_instances()), decode=True)
     assert report.sound
-    assert found(report, True) == found(report, False) == {}
+    assert result(report, True) == result(report, False) == {}
     assert len({c.name for c in report.checks}) == len(report.checks)
     text = check.as_text(report)
     assert "refcoco(unc) is sound" in text
@@ -110,7 +110,7 @@ def test_damaged_records(tmp_path: Path, damage: Break, expected: dict[str, int]
     refs, instances = sound_refs(), sound_instances()
     damage(refs, instances)
     report = examine(write_root(tmp_path, refs, instances), decode=True)
-    assert found(report, True) == expected
+    assert result(report, True) == expected
     assert not report.sound
     assert "refcoco(unc) is damaged: 1 of" in check.as_text(report)
 
@@ -147,7 +147,7 @@ def test_outlines(tmp_path: Path, segmentation: Any, expected: str) -> None:
     instances = sound_instances()
     instances["annotations"][0]["segmentation"] = segmentation
     report = examine(write_root(tmp_path, sound_refs(), instances))
-    assert found(report, True) == ({expected: 1} if expected else {})
+    assert result(report, True) == ({expected: 1} if expected else {})
     if expected:
         (line,) = next(c.found for c in report.checks if c.name == expected)
         assert "annotation 11 of reference 1" in line
@@ -191,21 +191,21 @@ def test_counting_runs_equals_painting(tmp_path: Path) -> None:
     assert lost > 0
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_images(tmp_path: Path) -> None:
     root = write_root(tmp_path, sound_refs(), sound_instances())
     first, second = sorted(root.rglob("*.jpg"))
     first.write_bytes(first.read_bytes()[:300])
     Image.new("L", (10, 20)).save(second)  # width and height changed over
     assert examine(root).sound  # without decoding, existence is all that is asked for
     report = examine(root, decode=True)
-    assert found(report, True) == {"bad_picture": 1, "picture_size": 1}
+    assert result(report, True) == {"bad_picture": 1, "picture_size": 1}
     assert "10x20 instead of 20x10" in check.as_text(report)
 
 
-def test_no_picture_folder(tmp_path: Path) -> None:
+def test_no_image_folder(tmp_path: Path) -> None:
     root = write_root(tmp_path, sound_refs(), sound_instances(), images=None)
     report = examine(root, decode=True)
-    assert found(report, True) == {"missing_picture": 2}
+    assert result(report, True) == {"missing_picture": 2}
     assert "--image_root" in check.as_text(report)
 
 
@@ -218,7 +218,7 @@ def test_notes_do_not_fail(tmp_path: Path) -> None:
     report = examine(write_root(tmp_path, refs, sound_instances()))
     assert report.sound
     expected = {"no_expression": 1, "long_expression": 2, "shared_image": 1}
-    assert found(report, False) == expected
+    assert result(report, False) == expected
     (shared,) = [c for c in report.checks if c.name == "shared_image"]
     assert shared.remark == "train, val: 1"
 

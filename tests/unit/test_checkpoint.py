@@ -22,9 +22,9 @@ def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.pth"
     content = {"model": {"w": torch.randn(3)}, "epoch": 2, "args": {"lr": 1e-4, "names": ["a"]}}
     write_checkpoint(content, path)
-    found = read_checkpoint(path)
-    assert torch.equal(found["model"]["w"], content["model"]["w"])  # type: ignore[index]
-    assert (found["epoch"], found["args"]) == (2, content["args"])
+    result = read_checkpoint(path)
+    assert torch.equal(result["model"]["w"], content["model"]["w"])  # type: ignore[index]
+    assert (result["epoch"], result["args"]) == (2, content["args"])
     assert [p.name for p in path.parent.iterdir()] == ["a.pth"]
     assert len(checkpoint.file_hash(path)) == 64
 

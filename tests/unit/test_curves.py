@@ -102,8 +102,8 @@ def test_draws_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     c = write_run(tmp_path / "c", [epoch(0, 5)])  # without steps
     output = tmp_path / "new" / "curves.png"
     curves.main([str(a), str(b), str(c), "--output", str(output)])
-    with Image.open(output) as picture:
-        assert picture.width > picture.height > 300
+    with Image.open(output) as image:
+        assert image.width > image.height > 300
     printed = capsys.readouterr().out
     assert "a: 1 unreadable line(s) ignored" in printed
     assert str(output) in printed

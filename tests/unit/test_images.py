@@ -1,4 +1,4 @@
-"""Pictures of every kind, and files that are none."""
+"""Images of every kind, and files that are none."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from refer.images import open_rgb
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
-def saved(tmp_path: Path, picture: Image.Image, name: str = "x.png", **options: Any) -> Path:
+def saved(tmp_path: Path, image: Image.Image, name: str = "x.png", **options: Any) -> Path:
     path = tmp_path / name
-    picture.save(path, **options)
+    image.save(path, **options)
     return path
 
 
 def pixels(path: Path) -> np.ndarray:
-    picture = open_rgb(path)
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+    image = open_rgb(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
 HOLDS = {
@@ -45,16 +45,16 @@ HOLDS = {
 @pytest.mark.parametrize(("ending", "mode"), [(e, mode) for e in HOLDS for mode in HOLDS[e]])
 def test_modes_convert_as_pil_does(tmp_path: Path, ending: str, mode: str) -> None:
     colours = Image.fromarray(np.stack([RAMP, RAMP.T, 255 - RAMP], axis=2))
-    picture = colours.convert("L").convert(mode) if mode == "LA" else colours.convert(mode)
-    path = saved(tmp_path, picture, f"x.{ending}")
+    image = colours.convert("L").convert(mode) if mode == "LA" else colours.convert(mode)
+    path = saved(tmp_path, image, f"x.{ending}")
     with Image.open(path) as expected:
         np.testing.assert_array_equal(pixels(path), np.asarray(expected.convert("RGB")))
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(256))])
 def test_transparent_palette(tmp_path: Path, transparency: int | bytes) -> None:
-    picture = Image.fromarray(RAMP).convert("P")
-    path = saved(tmp_path, picture, transparency=transparency)
+    image = Image.fromarray(RAMP).convert("P")
+    path = saved(tmp_path, image, transparency=transparency)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(pixels(path)[..., 0], RAMP)
@@ -101,7 +101,7 @@ def refusal(path: Path) -> str:
     return message
 
 
-def test_no_picture(tmp_path: Path) -> None:
+def test_no_image(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none.jpg")
     assert "cannot be read" in refusal(tmp_path)
     (tmp_path / "text.jpg").write_text("hello")
@@ -121,7 +121,7 @@ def test_truncated(tmp_path: Path, ending: str) -> None:
 
 
 def test_damage_anywhere(tmp_path: Path) -> None:
-    """Flipped bytes give a picture or one clear line, nothing else."""
+    """Flipped bytes give an image or one clear line, nothing else."""
     rng = np.random.default_rng(0)
     whole = saved(tmp_path, Image.fromarray(RAMP).convert("RGB"), "x.jpg").read_bytes()
     outcomes = set()

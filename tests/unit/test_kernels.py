@@ -213,9 +213,9 @@ def test_blocks_under_functorch_are_plain(no_kernels: None) -> None:
         return torch.func.functional_call(fast, parameters, x[None]).sum()
 
     parameters = dict(fast.named_parameters())
-    found = torch.func.vmap(torch.func.grad(total), (None, 0))(parameters, x)
+    result = torch.func.vmap(torch.func.grad(total), (None, 0))(parameters, x)
     expected = torch.autograd.grad(plain(x[1:]).sum(), list(plain.parameters()))
-    for one, other in zip(found.values(), expected, strict=True):
+    for one, other in zip(result.values(), expected, strict=True):
         torch.testing.assert_close(one[1], other, rtol=1e-3, atol=1e-4)
 
 
@@ -224,8 +224,8 @@ def test_forward_mode_differentiation_is_plain(no_kernels: None) -> None:
     x, tangent = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
     with forward_ad.dual_level():
         y = fast.mlp.fc1(forward_ad.make_dual(x, tangent))
-        found = forward_ad.unpack_dual(y).tangent
-    torch.testing.assert_close(found, tangent @ fast.mlp.fc1.weight.T)
+        result = forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(result, tangent @ fast.mlp.fc1.weight.T)
 
 
 def test_hooks_of_parts_run() -> None:

@@ -102,11 +102,11 @@ def test_too_few_samples() -> None:
 def test_shards_drop_and_pad_nothing(world: int) -> None:
     indices = list(range(100, 123))
     alone = list(ShardedBatches(indices, 4))
-    shares = [list(ShardedBatches(indices, 4, rank, world)) for rank in range(world)]
-    assert [sum(map(len, share)) for share in shares] == [
+    parts = [list(ShardedBatches(indices, 4, rank, world)) for rank in range(world)]
+    assert [sum(map(len, part)) for part in parts] == [
         sum(map(len, alone[rank::world])) for rank in range(world)
     ]
-    assert all(share == alone[rank::world] for rank, share in enumerate(shares))
+    assert all(part == alone[rank::world] for rank, part in enumerate(parts))
     assert [i for batch in alone for i in batch] == indices
     assert len(ShardedBatches([], 4)) == 0
 
@@ -158,7 +158,7 @@ def test_batches_of_bytes_become_the_samples(dataset: ReferDataset, workers: int
 
 
 def test_samples_do_not_share_memory(dataset: ReferDataset) -> None:
-    """One picture and one object, decoded and drawn once."""
+    """One image and one object, decoded and drawn once."""
     expected = {k: v.clone() for k, v in dataset[0].items() if isinstance(v, torch.Tensor)}
     spoiled = dataset[1]
     spoiled["image"].fill_(1)

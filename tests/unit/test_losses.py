@@ -27,8 +27,8 @@ def test_cross_entropy_is_weighted_by_the_pixels_class() -> None:
 
 def test_cross_entropy_without_an_object_is_plain() -> None:
     logits, log = logits_of([0.2, 0.4])
-    found = cross_entropy(logits, torch.zeros(1, 1, 2, dtype=torch.int64))
-    assert found.item() == pytest.approx(-log[:, 0].mean().item())
+    result = cross_entropy(logits, torch.zeros(1, 1, 2, dtype=torch.int64))
+    assert result.item() == pytest.approx(-log[:, 0].mean().item())
 
 
 def test_dice_by_hand() -> None:

@@ -55,22 +55,22 @@ def by_pycocotools(segmentation: Any, height: int, width: int) -> Any:
 
 def random_segmentations(number: int) -> list[tuple[Any, int, int]]:
     rng = np.random.default_rng(0)
-    found = []
+    result = []
     for i in range(number):
         height, width = SIZES[i % len(SIZES)]
         parts: list[Any] = random_polygons(rng, height, width)
         if i % 3 == 0:
             parts += [random_runs(rng, height, width) for _ in range(rng.integers(1, 3))]
-        found.append((parts, height, width))
-    return found
+        result.append((parts, height, width))
+    return result
 
 
 def test_components_are_pycocotools() -> None:
     several = 0
     for segmentation, height, width in random_segmentations(200):
         expected = by_pycocotools(segmentation, height, width)
-        found = draw_components(segmentation, height, width, "mask")
-        np.testing.assert_array_equal(found, expected)
+        result = draw_components(segmentation, height, width, "mask")
+        np.testing.assert_array_equal(result, expected)
         several += int(expected.max() > 1)
     assert several > 30  # overlaps were among them
 
@@ -80,20 +80,20 @@ def test_drawn_at_positions_is_drawn_and_resized(side: int) -> None:
     for segmentation, height, width in random_segmentations(72):
         whole = by_pycocotools(segmentation, height, width).astype(np.uint8)
         resized = Image.fromarray(whole).resize((side, side), Image.Resampling.NEAREST)
-        found = draw_samples(segmentation, nearest(height, side), nearest(width, side), "mask")
-        np.testing.assert_array_equal(found, np.asarray(resized))
+        result = draw_samples(segmentation, nearest(height, side), nearest(width, side), "mask")
+        np.testing.assert_array_equal(result, np.asarray(resized))
 
 
 def test_more_components_than_a_byte_counts() -> None:
     square = [1.0, 1.0, 5.0, 1.0, 5.0, 5.0, 1.0, 5.0]
-    found = draw_components([square] * 300, 8, 8, "mask")
-    assert found.max() == 255
+    result = draw_components([square] * 300, 8, 8, "mask")
+    assert result.max() == 255
     assert (draw_components([square] * 257, 8, 8, "mask") == 1).sum() == 0
 
 
 @pytest.mark.parametrize("out", [1, 2, 3, 7, 224, 480, 481])
 def test_nearest_is_pils_at_every_size(out: int) -> None:
-    """On both axes, for every length up to a large photo's."""
+    """On both axes, for every length up to a large image's."""
     for size in [*range(1, 60), 97, 333, 426, 427, 428, 479, 480, 481, 500, 639, 640, 641, 1333]:
         numbers = np.arange(size, dtype=np.int32)
         tall = Image.fromarray(numbers[:, None].copy())

@@ -37,9 +37,9 @@ ALL = drawn("#### #### #### ####")
     ],
 )
 def test_counts_by_hand(pred: Tensor, target: Tensor, inter: int, union: int) -> None:
-    found = intersection_union(pred[None], target[None])
-    assert [x.item() for x in found] == [inter, union]
-    assert all(x.dtype == torch.int64 for x in found)
+    result = intersection_union(pred[None], target[None])
+    assert [x.item() for x in result] == [inter, union]
+    assert all(x.dtype == torch.int64 for x in result)
 
 
 def test_any_non_zero_value_is_the_object() -> None:
@@ -53,16 +53,16 @@ def test_iou_of_an_empty_union_is_zero() -> None:
 
 
 def test_summary_by_hand() -> None:
-    found = summarise([8, 4, 0, 5], [8, 12, 8, 10])  # type: ignore[arg-type]
-    assert found.mIoU == pytest.approx(100 * (1 + 1 / 3 + 0 + 0.5) / 4)
-    assert found.oIoU == pytest.approx(100 * 17 / 38)
-    assert found.precision == {"0.5": 50.0, "0.6": 25.0, "0.7": 25.0, "0.8": 25.0, "0.9": 25.0}
-    assert (found.samples, found.intersection, found.union) == (4, 17, 38)
+    result = summarise([8, 4, 0, 5], [8, 12, 8, 10])  # type: ignore[arg-type]
+    assert result.mIoU == pytest.approx(100 * (1 + 1 / 3 + 0 + 0.5) / 4)
+    assert result.oIoU == pytest.approx(100 * 17 / 38)
+    assert result.precision == {"0.5": 50.0, "0.6": 25.0, "0.7": 25.0, "0.8": 25.0, "0.9": 25.0}
+    assert (result.samples, result.intersection, result.union) == (4, 17, 38)
 
 
 def test_precision_counts_equality() -> None:
-    found = summarise(np.array([6, 7, 9]), np.array([10, 10, 10]))
-    assert [round(v, 6) for v in found.precision.values()] == [
+    result = summarise(np.array([6, 7, 9]), np.array([10, 10, 10]))
+    assert [round(v, 6) for v in result.precision.values()] == [
         100.0,
         100.0,
         round(200 / 3, 6),
@@ -73,16 +73,16 @@ def test_precision_counts_equality() -> None:
 
 def test_sums_stay_exact_beyond_what_floats_hold() -> None:
     huge = 2**53 + 1
-    found = summarise(np.array([huge, 0]), np.array([huge, 2]))
-    assert found.intersection == huge
-    assert found.union == huge + 2
+    result = summarise(np.array([huge, 0]), np.array([huge, 2]))
+    assert result.intersection == huge
+    assert result.union == huge + 2
 
 
 def test_nothing_at_all_is_nan_and_null() -> None:
-    found = summarise(np.zeros(2, np.int64), np.zeros(2, np.int64))
-    assert math.isnan(found.oIoU)
-    assert "overall IoU = nan" in found.release_text()
-    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["oIoU"] is None
+    result = summarise(np.zeros(2, np.int64), np.zeros(2, np.int64))
+    assert math.isnan(result.oIoU)
+    assert "overall IoU = nan" in result.release_text()
+    assert json.loads(json.dumps(result.as_dict(), allow_nan=False))["oIoU"] is None
 
 
 @pytest.mark.parametrize(("inter", "union"), [([], []), ([1], [1, 2]), ([[1]], [[1]])])

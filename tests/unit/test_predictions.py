@@ -107,9 +107,9 @@ def masks(seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("seed", range(5))
 def test_shared_pixels(seed: int) -> None:
     for a, b in (masks(seed), (masks(seed)[0], np.zeros((7, 11), bool))):
-        found = shared_pixels(run_lengths(a), run_lengths(b))
-        assert found == ((a & b).sum(), (a | b).sum())
-        assert [type(n) for n in found] == [int, int]
+        result = shared_pixels(run_lengths(a), run_lengths(b))
+        assert result == ((a & b).sum(), (a | b).sum())
+        assert [type(n) for n in result] == [int, int]
 
 
 def test_masks_of_two_sizes_share_nothing() -> None:
@@ -120,20 +120,20 @@ def test_masks_of_two_sizes_share_nothing() -> None:
 def test_a_line(tmp_path: Path) -> None:
     """Its fields, and that pycocotools reads it as a detection."""
     mask, truth = masks(0)
-    answer = SamplePrediction(3, 2, 8, 0.123456789, run_lengths(mask), run_lengths(truth))
+    prediction = SamplePrediction(3, 2, 8, 0.123456789, run_lengths(mask), run_lengths(truth))
     about = {"image_id": 5, "category_id": 1, "kind": "size"}
-    written = line(about, answer, "text=sent")
+    written = line(about, prediction, "text=sent")
     assert written == {
         **about,
         "iou": 0.25,
         "intersection": 2,
         "union": 8,
         "score": 0.123457,
-        "segmentation": answer.mask,
-        "truth": answer.ground_truth,
+        "segmentation": prediction.mask,
+        "truth": prediction.ground_truth,
         "protocol": "text=sent",
     }
-    assert line(about, answer._replace(intersection=0, union=0), "standard")["iou"] == 0.0
+    assert line(about, prediction._replace(intersection=0, union=0), "standard")["iou"] == 0.0
     coco = COCO()
     images = [{"id": 5, "height": 7, "width": 11}]
     coco.dataset = {"images": images, "categories": [{"id": 1}], "annotations": []}

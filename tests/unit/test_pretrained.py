@@ -42,7 +42,7 @@ def ours(window: int = 7, ape_grid: int = 0, size: SwinSize = SIZE) -> LAVT:
 def of_timm(window: int = 7, image_size: int = 448) -> SwinTransformer:
     """A random classifier; at 448 pixels its last map is 14x14, larger than a window of 7.
 
-    On smaller pictures timm shrinks the window to the map and drops the shift, and differs.
+    On smaller images timm shrinks the window to the map and drops the shift, and differs.
     """
     torch.manual_seed(2)
     model = SwinTransformer(
@@ -148,15 +148,15 @@ def test_features_equal_timms(timm_model: SwinTransformer, tmp_path: Path) -> No
     load_swin_weights(model, str(write("official_in_model", timm_model.state_dict(), tmp_path)))
     image = torch.randn(1, 3, 448, 448)
     x = timm_model.patch_embed(image)
-    for stage, found in zip(timm_model.layers, without_language(backbone, image), strict=True):
+    for stage, result in zip(timm_model.layers, without_language(backbone, image), strict=True):
         x = stage(x)  # merging first, then the blocks
-        assert x.shape == found.shape
-        assert found.std() > 0.1
-        torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+        assert x.shape == result.shape
+        assert result.std() > 0.1
+        torch.testing.assert_close(result, x, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_on_a_small_picture_timm_shrinks_the_window_and_we_do_not() -> None:
+def test_on_a_small_image_timm_shrinks_the_window_and_we_do_not() -> None:
     """Why a published LAVT cannot be run on timm's Swin: at 56 pixels maps are 14, 7, 4, 2."""
     classifier, backbone = of_timm(image_size=56), ours().backbone
     state = official(classifier.state_dict())
@@ -166,9 +166,9 @@ def test_on_a_small_picture_timm_shrinks_the_window_and_we_do_not() -> None:
     backbone.load_state_dict(same, strict=False)
     image = torch.randn(1, 3, 56, 56)
     x, agree = classifier.patch_embed(image), []
-    for stage, found in zip(classifier.layers, without_language(backbone, image), strict=True):
+    for stage, result in zip(classifier.layers, without_language(backbone, image), strict=True):
         x = stage(x)
-        agree.append(torch.allclose(found, x, atol=1e-4))
+        agree.append(torch.allclose(result, x, atol=1e-4))
     assert agree == [True, False, False, False]
 
 

@@ -55,7 +55,7 @@ def nearest(mask: Bools, size: int) -> Bools:
 
 @pytest.fixture(scope="module")
 def refer(tmp_path_factory: pytest.TempPathFactory) -> REFER:
-    """Four objects, ten sentences; one image is smaller than the model's input, one larger."""
+    """Four objects, ten expressions; one image is smaller than the model's input, one larger."""
     refs = [
         make_ref(1, 11, 101, "train", ["left square", "the red one", "a"]),
         make_ref(2, 12, 101, "train", ["right square"]),
@@ -67,10 +67,10 @@ def refer(tmp_path_factory: pytest.TempPathFactory) -> REFER:
     big = [[10.0, 5.0, 30.0, 5.0, 30.0, 35.0], [15.0, 3.0, 45.0, 3.0, 45.0, 25.0, 20.0, 25.0]]
     instances["annotations"][2]["segmentation"] = big
     root = write_root(tmp_path_factory.mktemp("protocols"), refs, instances)
-    found = REFER(root, "refcoco", "unc")
+    result = REFER(root, "refcoco", "unc")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-    Image.fromarray(pixels).save(found.image_path(102))
-    return found
+    Image.fromarray(pixels).save(result.image_path(102))
+    return result
 
 
 def dataset(refer: REFER, mode: str, union: bool = False) -> ReferDataset:
@@ -88,12 +88,12 @@ def dataset(refer: REFER, mode: str, union: bool = False) -> ReferDataset:
 def evaluated(
     data: ReferDataset, batch_size: int, original: bool, model: Stub | None = None
 ) -> tuple[list[list[int]], list[SamplePrediction]]:
-    answers: list[SamplePrediction] = []
+    predictions: list[SamplePrediction] = []
     config = EvalConfig(batch_size, eval_size="original" if original else "model")
     info = DistInfo(0, 0, 1, torch.device("cpu"))
     everything = list(range(len(data)))
-    found = evaluate(model or Stub(), data, everything, config, info, answers.append)
-    return np.stack(found, axis=1).tolist(), answers
+    result = evaluate(model or Stub(), data, everything, config, info, predictions.append)
+    return np.stack(result, axis=1).tolist(), predictions
 
 
 @pytest.mark.parametrize("union", [False, True], ids=["release", "union"])
@@ -101,9 +101,9 @@ def evaluated(
 @pytest.mark.parametrize("mode", ["each", "cat", "mean"])
 def test_counts_against_numpy(refer: REFER, mode: str, original: bool, union: bool) -> None:
     data = dataset(refer, mode, union)
-    table, answers = evaluated(data, 3, original)
-    assert [answer.sample for answer in answers] == list(range(len(data)))
-    for index, (record, answer) in enumerate(zip(data.records, answers, strict=True)):
+    table, predictions = evaluated(data, 3, original)
+    assert [prediction.sample for prediction in predictions] == list(range(len(data)))
+    for index, (record, prediction) in enumerate(zip(data.records, predictions, strict=True)):
         covered = refer.getMask(refer.Refs[record.ref_id])["mask"]
         truth = covered > 0 if union else covered == 1
         sample = data[index]
@@ -120,19 +120,19 @@ def test_counts_against_numpy(refer: REFER, mode: str, original: bool, union: bo
         small, _ = inside(logits)
         expected = counts(full, truth) if original else counts(small, nearest(truth, SIZE))
         assert table[index] == [*expected]
-        assert (answer.intersection, answer.union) == expected
-        np.testing.assert_array_equal(coco_mask.decode(answer.mask), full)
-        np.testing.assert_array_equal(coco_mask.decode(answer.ground_truth), truth)
-        assert answer.score == pytest.approx(
+        assert (prediction.intersection, prediction.union) == expected
+        np.testing.assert_array_equal(coco_mask.decode(prediction.mask), full)
+        np.testing.assert_array_equal(coco_mask.decode(prediction.ground_truth), truth)
+        assert prediction.score == pytest.approx(
             probability[full].mean() if full.any() else 0, abs=1e-6
         )
 
 
 def test_some_masks_of_the_stub_are_neither_empty_nor_full(refer: REFER) -> None:
     """Otherwise the comparison above would compare little."""
-    table, answers = evaluated(dataset(refer, "mean"), 2, True)
-    shares = [coco_mask.decode(answer.mask).mean() for answer in answers]
-    assert sum(0.05 < share < 0.95 for share in shares) > len(shares) / 2
+    table, predictions = evaluated(dataset(refer, "mean"), 2, True)
+    parts = [coco_mask.decode(prediction.mask).mean() for prediction in predictions]
+    assert sum(0.05 < share < 0.95 for share in parts) > len(parts) / 2
     assert any(inter > 0 for inter, _ in table)
 
 
@@ -140,8 +140,8 @@ def test_some_masks_of_the_stub_are_neither_empty_nor_full(refer: REFER) -> None
 @pytest.mark.parametrize("mode", ["each", "cat", "mean"])
 def test_batch_size_does_not_matter(refer: REFER, mode: str, original: bool) -> None:
     data = dataset(refer, mode)
-    found = [evaluated(data, size, original) for size in (1, 2, 5, 100)]
-    assert found[0] == found[1] == found[2] == found[3]
+    result = [evaluated(data, size, original) for size in (1, 2, 5, 100)]
+    assert result[0] == result[1] == result[2] == result[3]
 
 
 def test_an_averaged_sample_takes_no_larger_batches(refer: REFER) -> None:
@@ -157,8 +157,8 @@ def test_one_expression_is_the_same_sample_in_every_mode(tmp_path: Path) -> None
     refs = [make_ref(1, 11, 101, "train", ["left"]), make_ref(2, 12, 101, "train", ["the red one"])]
     root = REFER(write_root(tmp_path, refs), "refcoco", "unc")
     for original in (False, True):
-        found = [evaluated(dataset(root, mode), 2, original) for mode in ("each", "cat", "mean")]
-        assert found[0] == found[1] == found[2]
+        result = [evaluated(dataset(root, mode), 2, original) for mode in ("each", "cat", "mean")]
+        assert result[0] == result[1] == result[2]
 
 
 def test_an_object_without_expressions_is_no_sample(tmp_path: Path) -> None:

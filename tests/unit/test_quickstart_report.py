@@ -45,13 +45,13 @@ def content(splits: dict[str, dict[str, Metrics]], **args: Any) -> dict[str, Any
 def test_tables_hold_splits_control_and_kinds() -> None:
     plain = {"all": metrics(50), "kind: place": metrics(50)}  # a split without a control
     lines = report.report({"val": rows(), "testA": plain}).splitlines()
-    found = {line.split("  ")[0]: line.split() for line in lines}
-    assert found["val"][-3:] == ["70.00", "70.00", "2"]
-    assert found["testA"][-1] == "1"
-    assert found["val, difference"][-2] == "62.50"
-    assert found["val, another object's"][-2] == "7.50"
-    assert found["colour"] == ["colour", "80.00", "(1)", "-"]
-    assert found["place"] == ["place", "60.00", "(1)", "50.00", "(1)"]
+    result = {line.split("  ")[0]: line.split() for line in lines}
+    assert result["val"][-3:] == ["70.00", "70.00", "2"]
+    assert result["testA"][-1] == "1"
+    assert result["val, difference"][-2] == "62.50"
+    assert result["val, another object's"][-2] == "7.50"
+    assert result["colour"] == ["colour", "80.00", "(1)", "-"]
+    assert result["place"] == ["place", "60.00", "(1)", "50.00", "(1)"]
     assert not any(line.startswith("testA, ") for line in lines)
 
 
@@ -121,8 +121,8 @@ def test_draws_with_the_options_of_the_evaluation(
     results.write_text(json.dumps(content({"val": rows()}, **evaluated)))
     argv = ["--results", str(results), "--output", str(tmp_path / "out")]
     report.main([*argv, "--refer_data_root", str(CC0_ROOT), "--pictures", str(tmp_path / "no.png")])
-    with Image.open(tmp_path / "out" / "predictions.png") as picture:
-        assert picture.width > 600
+    with Image.open(tmp_path / "out" / "predictions.png") as image:
+        assert image.width > 600
     printed = capsys.readouterr().out
     assert "val, difference" in printed
     assert f"image: {tmp_path / 'out' / 'predictions.png'}\n" in printed

@@ -33,9 +33,9 @@ def sample(**changes: Any) -> Line:
 def test_reads_every_field(tmp_path: Path) -> None:
     lines = cc0_lines()
     lines[3]["kind"] = "location"
-    found = read_records(write_lines(tmp_path / "p.jsonl", lines))
-    assert len(found) == len(lines) == 25
-    for line, read in zip(lines, found, strict=True):
+    result = read_records(write_lines(tmp_path / "p.jsonl", lines))
+    assert len(result) == len(lines) == 25
+    for line, read in zip(lines, result, strict=True):
         for name in line.keys() - {"ann_ids", "sent_ids", "segmentation", "truth"}:
             assert getattr(read, name) == line[name]
         assert list(read.ann_ids) == line["ann_ids"]
@@ -45,7 +45,7 @@ def test_reads_every_field(tmp_path: Path) -> None:
             assert rle.as_coco == line[name]
             assert rle.area == coco_mask.area(line[name])
             assert coco_mask.decode(rle.as_coco).shape == (line["height"], line["width"])
-    assert [r.kind for r in found[2:5]] == [None, "location", None]
+    assert [r.kind for r in result[2:5]] == [None, "location", None]
 
 
 def test_order_blank_lines_unknown_fields_and_odd_text_are_kept(tmp_path: Path) -> None:
@@ -53,10 +53,10 @@ def test_order_blank_lines_unknown_fields_and_odd_text_are_kept(tmp_path: Path) 
     lines = [sample(), sample(sent_ids=[6], sentence=text, new_field=[1]), sample(split="testA")]
     path = write_lines(tmp_path / "p.jsonl", lines)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\n"))
-    found = read_records(path)
-    assert [r.key for r in found] == [("val", 1, (5,)), ("val", 1, (6,)), ("testA", 1, (5,))]
-    assert found[1].sentence == text
-    assert found[0].object == found[1].object != found[2].object
+    result = read_records(path)
+    assert [r.key for r in result] == [("val", 1, (5,)), ("val", 1, (6,)), ("testA", 1, (5,))]
+    assert result[1].sentence == text
+    assert result[0].object == result[1].object != result[2].object
 
 
 def test_empty_masks(tmp_path: Path) -> None:

@@ -256,12 +256,12 @@ def test_box_that_is_none(tmp_path: Path) -> None:
 
 def test_drawings(refer: REFER) -> None:
     ref = refer.Refs[1]
-    picture = np.asarray(refer.open_image(101)).astype(int)
+    img = np.asarray(refer.open_image(101)).astype(int)
     tinted = np.asarray(refer.showMask(ref)).astype(int)
     inside = refer.getMask(ref)["mask"] > 0
-    np.testing.assert_array_equal(tinted[~inside], picture[~inside])
-    assert (tinted[inside][:, 1] >= picture[inside][:, 1]).all()
-    assert (tinted != picture).any()
+    np.testing.assert_array_equal(tinted[~inside], img[~inside])
+    assert (tinted[inside][:, 1] >= img[inside][:, 1]).all()
+    assert (tinted != img).any()
     for seg_box in ("seg", "box"):
         sheet = refer.showRef(ref, seg_box)
         assert sheet.width == 16

@@ -1,4 +1,4 @@
-"""RefShapes: layout, determinism, masks, and that every sentence is true of one object only.
+"""RefShapes: layout, determinism, masks, and that every expression is true of one object only.
 
 The last is proven without the generator's own meanings: `Reader` parses the English again and
 evaluates it, with its own thresholds, on the objects of `refshapes.json`.
@@ -66,7 +66,7 @@ def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Root(path)
 
 
-# --- The second opinion on what sentences mean -----------------------------------------------
+# --- The second opinion on what expressions mean -----------------------------------------------
 
 TEXTURES = {
     "plain": "plain",
@@ -157,10 +157,10 @@ class Reader:
     def meant(self) -> Group:
         """Objects that some reading takes the phrase to mean."""
         base = [o for o in self.scene["objects"] if self._is(o)]
-        found = [test(base) for test in self.tests]
-        if any(len(group) != 1 for group in found):
+        result = [test(base) for test in self.tests]
+        if any(len(group) != 1 for group in result):
             return []
-        for group in found:
+        for group in result:
             base = [o for o in base if o in group]
         return base
 
@@ -232,7 +232,7 @@ class Reader:
         return bool(word)
 
     def _out(self, thing: Json, side: str) -> float:
-        """0 at the opposite edge of the picture, 1 at the edge of this side."""
+        """0 at the opposite edge of the image, 1 at the edge of this side."""
         axis = 0 if side in ("left", "right") else 1
         share = thing["centre"][axis] / (self.scene["width"], self.scene["height"])[axis]
         return float(share if side in ("right", "bottom") else 1 - share)
@@ -326,11 +326,11 @@ def test_the_second_opinion_objects() -> None:
 
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
-def test_every_sentence_is_true_of_its_object_only(root: Root, name: str) -> None:
+def test_every_expression_is_true_of_its_object_only(root: Root, name: str) -> None:
     wrong = []
     for ref, line in root.sentences(name):
-        found = Reader(root.scenes[ref["image_id"]], line["sent"]).meant()
-        if [o["ann_id"] for o in found] != [ref["ann_id"]]:
+        result = Reader(root.scenes[ref["image_id"]], line["sent"]).meant()
+        if [o["ann_id"] for o in result] != [ref["ann_id"]]:
             wrong.append((ref["image_id"], ref["ann_id"], line["sent"]))
     assert len(root.sentences(name)) > 300
     assert not wrong
@@ -357,11 +357,11 @@ def test_refs_and_instances_have_the_published_form(root: Root) -> None:
             assert ref["file_name"] == image["file_name"][:-4] + f"_{ref['ann_id']}.jpg"
             assert ref["sent_ids"] == [line["sent_id"] for line in ref["sentences"]]
             assert 1 <= len(ref["sentences"]) <= 4
-            with Image.open(root.path / IMAGES / image["file_name"]) as picture:
-                assert picture.size == (image["width"], image["height"])
+            with Image.open(root.path / IMAGES / image["file_name"]) as img:
+                assert img.size == (image["width"], image["height"])
 
 
-def test_sentences_are_cleaned_raw_ones(root: Root) -> None:
+def test_expressions_are_cleaned_raw_ones(root: Root) -> None:
     raws = [line["raw"] for name in root.instances for _, line in root.sentences(name)]
     for name in root.instances:
         ids = [line["sent_id"] for _, line in root.sentences(name)]
@@ -375,7 +375,7 @@ def test_sentences_are_cleaned_raw_ones(root: Root) -> None:
     assert 0.02 < np.mean([raw.endswith(".") for raw in raws]) < 0.5
 
 
-def test_refcocog_sentences_are_longer(root: Root) -> None:
+def test_refcocog_expressions_are_longer(root: Root) -> None:
     words = {
         name: np.mean([len(line["tokens"]) for _, line in root.sentences(name)])
         for name in root.instances
@@ -433,7 +433,7 @@ def test_refcoco_plus_says_no_place(root: Root) -> None:
     assert {word for _, line in root.sentences("refcoco") for word in line["tokens"]} & PLACE_WORDS
 
 
-def test_kinds_and_meanings_cover_every_sentence(root: Root) -> None:
+def test_kinds_and_meanings_cover_every_expression(root: Root) -> None:
     level = root.truth["settings"]["level"]
     wanted = {"attribute", "location", "size", "relation"}
     if level != "easy":
@@ -450,7 +450,7 @@ def test_kinds_and_meanings_cover_every_sentence(root: Root) -> None:
     assert set(json.loads((root.path / "refcoco" / "kinds.json").read_text()).values()) == wanted
 
 
-# --- Pictures and masks ----------------------------------------------------------------------
+# --- Images and masks ----------------------------------------------------------------------
 
 
 def _decode(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
@@ -494,7 +494,7 @@ def test_outlines_of_awkward_masks_are_exact() -> None:
     assert visible_polygons(np.zeros((5, 5), bool)) == []
 
 
-def test_pictures_show_the_colours_of_the_truth(root: Root) -> None:
+def test_images_show_the_colours_of_the_ground_truth(root: Root) -> None:
     palette = np.array(list(COLOURS.values()), float)
     checked = 0
     for image in root.instances["refcoco"]["images"][:60]:
@@ -596,9 +596,9 @@ def test_same_seed_same_bytes_whatever_the_processes(tmp_path: Path) -> None:
     digests = {name: _digests(tmp_path / name) for name in ("one", "two", "other")}
     assert digests["one"] == digests["two"]
     assert not any(name.startswith(".") for name in digests["one"])
-    pictures = [name for name in digests["one"] if name.endswith(".jpg")]
-    assert len(pictures) == 34
-    assert all(digests["one"][name] != digests["other"][name] for name in pictures)
+    image_count = [name for name in digests["one"] if name.endswith(".jpg")]
+    assert len(image_count) == 34
+    assert all(digests["one"][name] != digests["other"][name] for name in image_count)
 
 
 def test_more_training_scenes_leave_evaluation_alone(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.refer_files import CC0_ROOT
 from tools.report import __main__ as report
 from tools.report import charts
 
-PHOTOS = CC0_ROOT / "images" / "mscoco" / "images"
+IMAGES = CC0_ROOT / "images" / "mscoco" / "images"
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
     '<!--<script><img src=x onerror="window.hacked = 2"> ${hacked} $data {{x}}',
@@ -66,11 +66,11 @@ class Reader(HTMLParser):
         return json.loads(self.scripts[0])
 
 
-def make(tmp_path: Path, lines: list[Line], *options: str, photos: Path = PHOTOS) -> Reader:
+def make(tmp_path: Path, lines: list[Line], *options: str, images: Path = IMAGES) -> Reader:
     """The report of some lines; options may begin with more files."""
     path = write_lines(tmp_path / "p.jsonl", lines)
     output = tmp_path / "out" / "report.html"
-    given = ["--image_root", str(photos), "--output", str(output)]
+    given = ["--image_root", str(images), "--output", str(output)]
     # The last of an option counts, and files stand before all options.
     files = [option for option in options[:1] if option.endswith(".jsonl")]
     report.main([str(path), *files, *given, *options[len(files) :]])
@@ -125,29 +125,29 @@ def test_protocol_is_named(tmp_path: Path) -> None:
     assert ("b", {}) not in page.tags
 
 
-def test_gallery_holds_every_sample_and_each_photo_once(tmp_path: Path) -> None:
+def test_gallery_holds_every_sample_and_each_image_once(tmp_path: Path) -> None:
     lines = cc0_lines()
     page = make(tmp_path, lines, "--image_side", "100")
-    columns, photos = page.data["columns"], page.data["images"]
+    columns, images = page.data["columns"], page.data["images"]
     for i, line in enumerate(lines):
         for name in ("sentence", "ref_id", "ann_ids", "intersection", "union", "sent_ids"):
             assert columns[name][i] == line[name]
         assert columns["category_names"][columns["category"][i]] == line["category"]
         assert columns["truth_masks"][columns["truth"][i]] == line["truth"]["counts"]
         assert columns["prediction"][i] == line["segmentation"]["counts"]
-        assert photos[columns["image"][i]]["file"] == line["file_name"]
+        assert images[columns["image"][i]]["file"] == line["file_name"]
     assert len(columns["truth_masks"]) == len({tuple(line["ann_ids"]) for line in lines})
     embedded = {
         a["id"]: s
         for (_, a), s in zip(_script_tags(page), page.scripts, strict=True)
         if (a.get("id") or "").startswith("image-")
     }
-    assert len(embedded) == len(photos) == 4
-    for number, photo in enumerate(photos):
+    assert len(embedded) == len(images) == 4
+    for number, image_file in enumerate(images):
         with Image.open(io.BytesIO(base64.b64decode(embedded[f"image-{number}"]))) as small:
             assert (small.format, max(small.size)) == ("JPEG", 100)
             assert small.width / small.height == pytest.approx(
-                photo["width"] / photo["height"], abs=0.02
+                image_file["width"] / image_file["height"], abs=0.02
             )
 
 
@@ -178,7 +178,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # surrogates escaped
     output = tmp_path / "out" / "report.html"
-    report.main([str(path), "--image_root", str(PHOTOS), "--output", str(output)])
+    report.main([str(path), "--image_root", str(IMAGES), "--output", str(output)])
     page = Reader(output.read_text(encoding="utf-8"))
     assert page.data["columns"]["sentence"][: len(HOSTILE)] == list(HOSTILE)
     assert _script_tags(page) == _script_tags(plain)
@@ -187,33 +187,33 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert not any("onerror" in attributes for _, attributes in page.tags)
 
 
-def copy_photos(folder: Path) -> list[Path]:
-    shutil.copytree(PHOTOS / "train2014", folder)
+def copy_images(folder: Path) -> list[Path]:
+    shutil.copytree(IMAGES / "train2014", folder)
     return sorted(folder.iterdir())
 
 
-def test_missing_and_damaged_photos_are_counted(
+def test_missing_and_damaged_images_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = copy_photos(tmp_path / "photos")
+    files = copy_images(tmp_path / "photos")
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:2000])
-    page = make(tmp_path, cc0_lines(), photos=tmp_path / "photos")
+    page = make(tmp_path, cc0_lines(), images=tmp_path / "photos")
     assert "2 of 4 images cannot be shown: " in capsys.readouterr().out
     assert len(page.data["images"]) == 4
     assert len(page.scripts) == 2 + 2
 
 
-def test_no_photo_at_all(tmp_path: Path) -> None:
-    for file in copy_photos(tmp_path / "photos"):
+def test_no_image_at_all(tmp_path: Path) -> None:
+    for file in copy_images(tmp_path / "photos"):
         file.unlink()
     with pytest.raises(InputError, match=r"none of the 4 images can be read \(--image_root\)"):
-        make(tmp_path, cc0_lines(), photos=tmp_path / "photos")
+        make(tmp_path, cc0_lines(), images=tmp_path / "photos")
     with pytest.raises(InputError, match="does not exist"):
-        make(tmp_path, cc0_lines(), photos=tmp_path / "nowhere")
+        make(tmp_path, cc0_lines(), images=tmp_path / "nowhere")
 
 
-def test_finds_photos_below_a_data_root(tmp_path: Path) -> None:
+def test_finds_images_below_a_data_root(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", cc0_lines())
     output = tmp_path / "r.html"
     root = ["--refer_data_root", str(CC0_ROOT), "--dataset", "refcoco+"]

@@ -26,9 +26,9 @@ from tests.parity.same_run import differences, run_differences
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
     ],
 )
-def test_any_difference_is_found(one: Any, other: Any) -> None:
-    found = differences({"x": [one]}, {"x": [other]})
-    assert [line.split(":")[0] for line in found] == ["/x/0"]
+def test_any_difference_is_detected(one: Any, other: Any) -> None:
+    result = differences({"x": [one]}, {"x": [other]})
+    assert [line.split(":")[0] for line in result] == ["/x/0"]
 
 
 def test_equal_values_are_equal() -> None:
@@ -53,8 +53,8 @@ def test_runs_differ_by_what_they_learned_not_by_the_clock(tmp_path: Path) -> No
 
     run = write(tmp_path / "run", 1.0, 1.0, 0.5)
     assert run_differences(run, write(tmp_path / "same", 1.0, 2.0, 0.5)) == []
-    found = run_differences(run, write(tmp_path / "other", 2.0, 1.0, 0.25))
-    assert [line.split(":")[0] for line in found] == [
+    result = run_differences(run, write(tmp_path / "other", 2.0, 1.0, 0.25))
+    assert [line.split(":")[0] for line in result] == [
         "model_last_lavt.pth",
         "model_best_lavt.pth",
         "metrics.jsonl",

@@ -113,8 +113,8 @@ def compared(here: Path, files: list[list[Line]], *options: str) -> dict:
 
 def test_comparison_by_hand(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Five objects better by different amounts: both exact tests give 2 / 2**5."""
-    found = compared(here, one_object_each([5, 10, 15, 20, 30]))
-    val = found["splits"]["val"]
+    result = compared(here, one_object_each([5, 10, 15, 20, 30]))
+    val = result["splits"]["val"]
     assert val["samples"] == val["objects"] == {"better": 5, "worse": 0, "equal": 0}
     assert val["wilcoxon_p"] == pytest.approx(2 / 32)
     assert val["sign_test_p"] == pytest.approx(2 / 32)
@@ -128,24 +128,24 @@ def test_comparison_by_hand(here: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_signs_cancel(here: Path) -> None:
-    found = compared(here, one_object_each([10, -10, 0, 0]))["splits"]["val"]
-    assert found["samples"] == {"better": 1, "worse": 1, "equal": 2}
-    assert found["sign_test_p"] == 1.0
-    low, high = found["difference_bootstrap_95"]["mIoU"]
+    result = compared(here, one_object_each([10, -10, 0, 0]))["splits"]["val"]
+    assert result["samples"] == {"better": 1, "worse": 1, "equal": 2}
+    assert result["sign_test_p"] == 1.0
+    low, high = result["difference_bootstrap_95"]["mIoU"]
     assert low < 0 < high
 
 
 def test_nothing_changed(here: Path) -> None:
-    found = compared(here, one_object_each([0, 0, 0]))["splits"]["val"]
-    assert (found["wilcoxon_p"], found["sign_test_p"]) == (1.0, 1.0)
-    assert found["samples"] == {"better": 0, "worse": 0, "equal": 3}
-    assert set(map(tuple, found["difference_bootstrap_95"].values())) == {(0.0, 0.0)}
+    result = compared(here, one_object_each([0, 0, 0]))["splits"]["val"]
+    assert (result["wilcoxon_p"], result["sign_test_p"]) == (1.0, 1.0)
+    assert result["samples"] == {"better": 0, "worse": 0, "equal": 3}
+    assert set(map(tuple, result["difference_bootstrap_95"].values())) == {(0.0, 0.0)}
 
 
 def test_tests_are_over_objects(here: Path) -> None:
     """Five expressions of one object are one observation, not five."""
-    found = compared(here, one_object_each([5, 10, 15, 20, 30, -10], [1] * 5 + [2]))
-    val = found["splits"]["val"]
+    result = compared(here, one_object_each([5, 10, 15, 20, 30, -10], [1] * 5 + [2]))
+    val = result["splits"]["val"]
     assert val["samples"] == {"better": 5, "worse": 1, "equal": 0}
     assert val["objects"] == {"better": 1, "worse": 1, "equal": 0}
     assert val["sign_test_p"] == val["wilcoxon_p"] == 1.0
@@ -170,9 +170,9 @@ def test_samples_of_one_file_only_are_reported(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = one_object_each([10, 10, 10, 10])
-    found = compared(here, [a[:3], b[1:][::-1]])
-    assert (found["only_in_a"], found["only_in_b"]) == (1, 1)
-    assert found["splits"]["val"]["samples"]["better"] == 2
+    result = compared(here, [a[:3], b[1:][::-1]])
+    assert (result["only_in_a"], result["only_in_b"]) == (1, 1)
+    assert result["splits"]["val"]["samples"]["better"] == 2
     assert "2 samples in both; not compared: 1 only in A, 1 only in B" in capsys.readouterr().out
 
 
@@ -192,14 +192,14 @@ def test_other_protocols_and_other_data_are_refused(here: Path) -> None:
 
 
 def test_from_masks_makes_sizes_comparable(here: Path) -> None:
-    """One was counted at the model's size and the other at the photo's: masks are at both."""
+    """One was counted at the model's size and the other at the image's: masks are at both."""
     a, b = one_object_each([10, 20])
     a = [line | {"protocol": "img_size=56"} for line in a]
     b = [line | {"protocol": "eval_size=original img_size=56"} for line in b]
-    found = compared(here, [a, b], "--from_masks")
-    assert found["protocols"] == ["eval_size=original img_size=56"]
-    assert found["splits"]["val"]["samples"] == {"better": 0, "worse": 0, "equal": 2}
-    assert found["splits"]["val"]["b"]["mIoU"] == 100
+    result = compared(here, [a, b], "--from_masks")
+    assert result["protocols"] == ["eval_size=original img_size=56"]
+    assert result["splits"]["val"]["samples"] == {"better": 0, "worse": 0, "equal": 2}
+    assert result["splits"]["val"]["b"]["mIoU"] == 100
 
 
 def _cut(text: str) -> str:

@@ -2,7 +2,7 @@
 
 Tolerances: in half precision the losses of 20 training steps stay within the stated distance of
 float32's. In float32 they are at most 8 times as far from those of float64 as plain float32 is.
-Masks of a trained model on real photos overlap those of float32 by an IoU of 0.99.
+Masks of a trained model on real images overlap those of float32 by an IoU of 0.99.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ WAYS: dict[str, tuple[float | None, StepOptions, list[Change]]] = {
 
 
 @pytest.fixture(scope="module")
-def photos() -> list[dict[str, Tensor]]:
-    """Batches of public-domain photos with their objects and expressions."""
+def batches() -> list[dict[str, Tensor]]:
+    """Batches of public-domain images with their objects and expressions."""
     refer = REFER(str(CC0_ROOT), "refcoco", "unc")
     data = ReferDataset(refer, "train", load_tokenizer(str(TINY_BERT)), 96)
     return list(DataLoader(data, batch_size=4, drop_last=True))[:2]
@@ -81,17 +81,17 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def plain_losses(photos: list[dict[str, Tensor]]) -> list[float]:
-    return train(build(), photos * 10, StepOptions())
+def plain_losses(batches: list[dict[str, Tensor]]) -> list[float]:
+    return train(build(), batches * 10, StepOptions())
 
 
 @pytest.fixture(scope="module")
-def exact_losses(photos: list[dict[str, Tensor]]) -> list[float]:
+def exact_losses(batches: list[dict[str, Tensor]]) -> list[float]:
     """In float64, with the same dropout."""
     model = build().double()
     patches = model.get_submodule("backbone.patch_embed")
     patches.register_forward_pre_hook(lambda module, args: (args[0].double(),))
-    return train(model, photos * 10, StepOptions())
+    return train(model, batches * 10, StepOptions())
 
 
 def distance(losses: list[float], others: list[float]) -> float:
@@ -101,7 +101,7 @@ def distance(losses: list[float], others: list[float]) -> float:
 @pytest.mark.parametrize("way", WAYS)
 def test_losses_of_twenty_training_steps(
     way: str,
-    photos: list[dict[str, Tensor]],
+    batches: list[dict[str, Tensor]],
     plain_losses: list[float],
     exact_losses: list[float],
 ) -> None:
@@ -109,7 +109,7 @@ def test_losses_of_twenty_training_steps(
     model = build()
     for change in changes:
         change(model)
-    losses = train(model, photos * 10, options)
+    losses = train(model, batches * 10, options)
     assert len(losses) == 20
     assert plain_losses[-1] < plain_losses[0]
     if tolerance is None:
@@ -122,26 +122,26 @@ def test_losses_of_twenty_training_steps(
 
 
 @pytest.fixture(scope="module")
-def trained(photos: list[dict[str, Tensor]]) -> Segmenter:
-    """A network that overfits the photos, so that its masks are decided."""
+def trained(batches: list[dict[str, Tensor]]) -> Segmenter:
+    """A network that overfits the images, so that its masks are decided."""
     model = build()
     for module in model.modules():
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
-    losses = train(model, photos * 60, StepOptions(), lr=2e-3)
+    losses = train(model, batches * 60, StepOptions(), lr=2e-3)
     assert losses[-1] < 0.15
     return model.eval()
 
 
 @torch.inference_mode()
 def masks(model: Segmenter, batches: list[dict[str, Tensor]], amp: str) -> Tensor:
-    found = []
+    result = []
     for batch in batches:
         batch = to_device(batch, CPU)
         with autocast(CPU, amp):
             logits = model(batch["image"], batch["input_ids"], batch["attention_mask"])
-        found.append(logits.argmax(1))
-    return torch.cat(found)
+        result.append(logits.argmax(1))
+    return torch.cat(result)
 
 
 @pytest.mark.parametrize(
@@ -153,21 +153,21 @@ def masks(model: Segmenter, batches: list[dict[str, Tensor]], amp: str) -> Tenso
         ("bf16", runtime.use_channels_last),
     ],
 )
-def test_masks_on_real_photos(
-    amp: str, change: Change | None, trained: Segmenter, photos: list[dict[str, Tensor]]
+def test_masks_on_real_images(
+    amp: str, change: Change | None, trained: Segmenter, batches: list[dict[str, Tensor]]
 ) -> None:
-    exact = masks(trained, photos, "off")
+    exact = masks(trained, batches, "off")
     model = copy.deepcopy(trained)
     if change:
         change(model)
-    inter, union = intersection_union(masks(model, photos, amp), exact)
+    inter, union = intersection_union(masks(model, batches, amp), exact)
     assert (exact.flatten(1).sum(1) > 50).all()
     assert (inter / union).mean() >= 0.99
     assert inter.sum() / union.sum() >= 0.99
 
 
 def test_gradient_checkpointing_runs_blocks_twice_in_training_only(
-    photos: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+    batches: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
     real = SwinBlock.compute
@@ -182,10 +182,10 @@ def test_gradient_checkpointing_runs_blocks_twice_in_training_only(
         model, calls = build(), 0
         if recompute:
             runtime.recompute_blocks(model)
-        train(model, photos[:1], StepOptions())
+        train(model, batches[:1], StepOptions())
         assert calls == expected
     calls = 0
-    masks(model.eval(), photos[:1], "off")
+    masks(model.eval(), batches[:1], "off")
     assert calls == 8
 
 
@@ -201,9 +201,9 @@ def test_a_compiled_block_has_the_same_outputs_and_gradients(trained: Segmenter)
     block.zero_grad()
     runtime.compile_module(block)
     assert list(block.state_dict()) == names
-    found = block(x)
-    found.square().sum().backward()
-    assert torch.allclose(found, expected, atol=1e-5)
+    result = block(x)
+    result.square().sum().backward()
+    assert torch.allclose(result, expected, atol=1e-5)
     assert torch.allclose(x.grad, gradient, atol=1e-4)
     assert torch.allclose(block.mlp.fc1.weight.grad, weight_gradient, rtol=1e-3, atol=1e-3)
 

@@ -21,8 +21,8 @@ def case(monkeypatch: pytest.MonkeyPatch) -> speed.Case:
     monkeypatch.setitem(SWIN_SIZES, "nano", NANO)
     monkeypatch.setattr(speed, "BERT", {"num_hidden_layers": 1, "hidden_size": 24})
     args = speed.parse(["--models", "lavt:nano:7:56", "--amp", "off", "--quick", "--threads", "1"])
-    (found,) = speed.cases(args)
-    return replace(found, device="cpu")
+    (result,) = speed.cases(args)
+    return replace(result, device="cpu")
 
 
 def test_flops_of_tiny_are_the_known_ones() -> None:

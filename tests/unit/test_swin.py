@@ -165,9 +165,9 @@ def test_backbone_takes_any_size(size: tuple[int, int]) -> None:
     swin = MultiModalSwin(SwinSize(4, (2, 2, 2, 2), (1, 1, 2, 2)), 7, lang_dim=6).eval()
     maps = swin(torch.randn(2, 3, *size), torch.randn(2, 5, 6), torch.ones(2, 5))
     H, W = -(-size[0] // 4), -(-size[1] // 4)
-    for i, found in enumerate(maps):
-        assert found.shape == (2, 4 * 2**i, H, W)
-        assert found.isfinite().all()
+    for i, result in enumerate(maps):
+        assert result.shape == (2, 4 * 2**i, H, W)
+        assert result.isfinite().all()
         H, W = -(-H // 2), -(-W // 2)
 
 

@@ -27,14 +27,14 @@ SIZE = (3811, 10834)
 
 
 def markdown_rows(text: str) -> dict[tuple[str, str, str], list[float]]:
-    """Numbers of each line such as '| G-Ref val (umd) | 70.81 | …', by data set and split."""
-    found = {}
+    """Numbers of each line such as '| G-Ref val (umd) | 70.81 | …', by dataset and split."""
+    result = {}
     for line in text.splitlines():
         named = re.match(r"\| (RefCOCO\+?|G-Ref) (\w+)(?: \((\w+)\))? \|(.*)\|$", line)
         if named:
             numbers = [float(cell) for cell in named[4].split("|")]
-            found[NAMES[named[1]], named[3] or "unc", named[2]] = numbers
-    return found
+            result[NAMES[named[1]], named[3] or "unc", named[2]] = numbers
+    return result
 
 
 def test_documented_results_are_the_published_rows() -> None:
@@ -60,23 +60,23 @@ def test_results_in_the_readme_are_the_published_rows() -> None:
 
 
 def test_published_row_and_when_it_may_be_compared() -> None:
-    found = look_up("lavt", VAL, Protocol(), *SIZE)
-    assert found is not None
-    assert found.reason == found.note == ""
-    assert found.values["oIoU"] == 72.73
-    assert found.values["mIoU"] == 74.46
+    result = look_up("lavt", VAL, Protocol(), *SIZE)
+    assert result is not None
+    assert result.reason == result.note == ""
+    assert result.values["oIoU"] == 72.73
+    assert result.values["mIoU"] == 74.46
     other = look_up("lavt", VAL, Protocol(eval_mode="cat"), *SIZE)
     assert other is not None
     assert other.reason == "other protocol: eval_mode=cat"
-    assert other.values == found.values
+    assert other.values == result.values
 
 
 @pytest.mark.parametrize("size", [(3810, 10834), (3811, 10833), (17, 47)])
 def test_nothing_is_published_for_other_data(size: tuple[int, int]) -> None:
-    found = look_up("lavt", VAL, Protocol(), *size)
-    assert found is not None
-    assert found.values == {}
-    assert "other data" in found.reason
+    result = look_up("lavt", VAL, Protocol(), *size)
+    assert result is not None
+    assert result.values == {}
+    assert "other data" in result.reason
 
 
 def test_what_nobody_published() -> None:
@@ -85,10 +85,10 @@ def test_what_nobody_published() -> None:
     assert look_up("lavt", ("refclef", "unc", "val"), Protocol(), 1, 1) is None
 
 
-def test_unverified_number_of_sentences_is_not_asked_for() -> None:
-    found = look_up("lavt", ("refcocog", "google", "val"), Protocol(), 5000, 9000)
-    assert found is not None
-    assert found.reason == ""
+def test_unverified_number_of_expressions_is_not_asked_for() -> None:
+    result = look_up("lavt", ("refcocog", "google", "val"), Protocol(), 5000, 9000)
+    assert result is not None
+    assert result.reason == ""
 
 
 def test_every_published_row_has_a_size() -> None:
@@ -96,19 +96,19 @@ def test_every_published_row_has_a_size() -> None:
         for data in rows:
             size = published_counts(data[0], data[1])[data[2]]
             assert size.sentences is not None
-            found = look_up(model, data, Protocol(), size.refs, size.sentences)
-            assert found is not None
-            assert found.reason == ""
+            result = look_up(model, data, Protocol(), size.refs, size.sentences)
+            assert result is not None
+            assert result.reason == ""
 
 
 def entry(split: str = "val", model: str = "lavt", **protocol: str) -> Entry:
     union = np.array([100, 100, 50, 80])
-    found = summary(np.array([90, 40, 50, 0]), union, [1, 1, 2, 3], [None] * 4)
+    result = summary(np.array([90, 40, 50, 0]), union, [1, 1, 2, 3], [None] * 4)
     data = ("refcocog", "umd", "test") if model == "crossvlt" else ("refcoco", "unc", split)
     size = published_counts(data[0], data[1])[data[2]]
     assert size.sentences is not None
     known = look_up(model, data, Protocol(**protocol), size.refs, size.sentences)  # type: ignore[arg-type]
-    return Entry(split, found, known)
+    return Entry(split, result, known)
 
 
 def results(*entries: Entry, protocol: str = "standard") -> Results:
@@ -133,11 +133,11 @@ def test_csv_holds_every_number() -> None:
 
 
 def test_other_protocol_is_labelled_and_not_compared() -> None:
-    found = results(entry(eval_mode="cat"), protocol="eval_mode=cat")
-    rows = [line["row"] for line in csv.DictReader(io.StringIO(tables.as_csv(found)))]
+    result = results(entry(eval_mode="cat"), protocol="eval_mode=cat")
+    rows = [line["row"] for line in csv.DictReader(io.StringIO(tables.as_csv(result)))]
     assert rows == ["measured", "low", "high", "published"]
     for form in (tables.as_text, tables.as_markdown, tables.as_latex):
-        text = form(found).replace("\\_", "_")
+        text = form(result).replace("\\_", "_")
         assert "val [eval_mode=cat]" in text
         assert "NOT the standard protocol: eval_mode=cat" in text
         assert "not compared" in text
@@ -157,10 +157,10 @@ def test_standard_protocol(form: object) -> None:
 
 
 def test_markdown_and_latex_have_equally_many_cells_in_each_row() -> None:
-    found = results(entry(), entry("testA"))
-    lines = [line for line in tables.as_markdown(found).splitlines() if line.startswith("|")]
+    result = results(entry(), entry("testA"))
+    lines = [line for line in tables.as_markdown(result).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 3}
-    latex = tables.as_latex(found)
+    latex = tables.as_latex(result)
     rows = [line for line in latex.splitlines() if " & " in line]
     assert len(rows) == 1 + 2 * 4
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(COLUMNS) + 1}
@@ -177,9 +177,9 @@ def test_latex_specials_are_escaped() -> None:
 
 
 def test_slip_in_a_published_row_is_told() -> None:
-    found = results(entry("test", "crossvlt"))
+    result = results(entry("test", "crossvlt"))
     for form in (tables.as_text, tables.as_markdown, tables.as_latex):
-        assert "Only its oIoU should be quoted" in form(found)
+        assert "Only its oIoU should be quoted" in form(result)
     row, lavt = ROWS["crossvlt"]["refcocog", "umd", "test"], ROWS["lavt"]["refcocog", "umd", "test"]
     assert row[:5] == lavt[:5]
     assert row[COLUMNS.index("mIoU")] == lavt[COLUMNS.index("oIoU")]
@@ -187,8 +187,8 @@ def test_slip_in_a_published_row_is_told() -> None:
 
 def test_terminal_lists_kinds_where_there_are_any() -> None:
     counts = np.array([9, 1, 5]), np.array([10, 10, 10])
-    found = summary(*counts, [1, 2, 3], ["size", "location", "size"])
-    text = tables.as_text(Results("x", {}, "text=sent", [Entry("val", found)]))
+    result = summary(*counts, [1, 2, 3], ["size", "location", "size"])
+    text = tables.as_text(Results("x", {}, "text=sent", [Entry("val", result)]))
     assert re.search(r"val \[text=sent\] kind: location +0\.00 .* 10\.00 +10\.00 +1\n", text)
     assert re.search(r"val \[text=sent\] kind: size +100\.00 .* 70\.00 +70\.00 +2\n", text)
     plain = summary(*counts, [1, 2, 3], [None] * 3)
@@ -197,12 +197,12 @@ def test_terminal_lists_kinds_where_there_are_any() -> None:
 
 def test_no_object_pixel_at_all_prints_no_number() -> None:
     nothing = np.zeros(2, np.int64)
-    found = Results(
+    result = Results(
         "x", {}, "standard", [Entry("val", summary(nothing, nothing, [1, 2], [None] * 2))]
     )
-    assert found.entries[0].summary.as_dict()["all"]["bootstrap_95"]["oIoU"] is None
+    assert result.entries[0].summary.as_dict()["all"]["bootstrap_95"]["oIoU"] is None
     for form in (tables.as_text, tables.as_markdown, tables.as_latex, tables.as_csv):
-        assert "nan" not in form(found)
+        assert "nan" not in form(result)
 
 
 def test_tables_are_written_beside_the_results(tmp_path: Path) -> None:

@@ -257,8 +257,8 @@ def test_forms_of_pwam_by_their_formulas() -> None:
     usual = pwam()
     words, v = usual.image_lang_att(vis, lang, mask), usual.vis_project(vis)
     for combine, joined in {"mul": v * words, "add": v + words, "words": words}.items():
-        found = pwam(combine=combine)(vis, lang, mask)
-        torch.testing.assert_close(found, usual.project_mm(joined))
+        result = pwam(combine=combine)(vis, lang, mask)
+        torch.testing.assert_close(result, usual.project_mm(joined))
 
     plain = pwam(norm="none").image_lang_att
     logits = plain.f_query[0](vis) @ (plain.f_key(lang) * mask[..., None]).mT * 8**-0.5

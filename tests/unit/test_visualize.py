@@ -26,13 +26,13 @@ def box_mask() -> np.ndarray:
     return mask
 
 
-def test_overlay_keeps_size_and_photo() -> None:
-    photo = gray()
-    before = photo.tobytes()
-    drawn = overlay(photo, box_mask())
-    assert drawn.size == photo.size
+def test_overlay_keeps_size_and_image() -> None:
+    image_file = gray()
+    before = image_file.tobytes()
+    drawn = overlay(image_file, box_mask())
+    assert drawn.size == image_file.size
     assert drawn.mode == "RGB"
-    assert photo.tobytes() == before
+    assert image_file.tobytes() == before
 
 
 def test_overlay_tints_inside_dims_outside_and_draws_the_contour_between() -> None:
@@ -45,7 +45,7 @@ def test_overlay_tints_inside_dims_outside_and_draws_the_contour_between() -> No
     assert pixels[20, 19].min() > 180  # last column outside: the rim
 
 
-def test_overlay_of_empty_mask_is_the_photo() -> None:
+def test_overlay_of_empty_mask_is_the_image() -> None:
     assert overlay(gray(), np.zeros((40, 60))).tobytes() == gray().tobytes()
 
 
@@ -85,7 +85,7 @@ def test_grow_and_shrink_by_hand() -> None:
     assert visualize._shrink(np.ones((5, 5), bool), 1).sum() == 9
 
 
-def test_sentence_adds_a_band_below() -> None:
+def test_expression_adds_a_band_below() -> None:
     plain, told = overlay(gray(300, 200), np.ones((200, 300))), "the box in the middle"
     drawn = overlay(gray(300, 200), np.ones((200, 300)), told)
     assert drawn.width == 300
@@ -105,7 +105,7 @@ def test_caption_takes_any_text(text: str) -> None:
     assert 100 < drawn.height < 300
 
 
-def test_caption_of_a_tiny_picture_is_legible() -> None:
+def test_caption_of_a_tiny_image_is_legible() -> None:
     assert caption(gray(1, 1), "the one").width >= 100
 
 
@@ -142,8 +142,8 @@ def test_contact_sheet_of_nothing() -> None:
 @pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.webp", "deep/er/a.bmp", "a.tiff"])
 def test_write_image_by_ending(tmp_path: Path, name: str) -> None:
     write_image(gray(), tmp_path / name)
-    with Image.open(tmp_path / name) as picture:
-        assert picture.size == (60, 40)
+    with Image.open(tmp_path / name) as image:
+        assert image.size == (60, 40)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / name]
 
 

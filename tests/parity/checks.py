@@ -549,7 +549,7 @@ def preprocessing_rows() -> list[Row]:
     stored = golden.read_arrays("preprocessing.npz")
     rows = []
     for size, case in golden.read_json("preprocessing.json")["cases"].items():
-        img, mask = golden.photo(case["seed"], case["width"], case["height"])
+        img, mask = golden.draw_image(case["seed"], case["width"], case["height"])
         resized = as_tensor(resize_image(img, 480))
         rows_at, columns_at = nearest(case["height"], 480), nearest(case["width"], 480)
         target = draw_samples(run_lengths(np.asarray(mask) > 0), rows_at, columns_at, size)

@@ -156,7 +156,7 @@ def discs(specs: list[list[int]], size: tuple[int, int]) -> Tensor:
     )
 
 
-def image_file(seed: int, width: int, height: int) -> tuple[Image.Image, Image.Image]:
+def draw_image(seed: int, width: int, height: int) -> tuple[Image.Image, Image.Image]:
     """The RGB image and the mask (mode P, values 0 and 1) of a case of preprocessing.json."""
     y, x = np.mgrid[:height, :width]
     clean = np.stack(

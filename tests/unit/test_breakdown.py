@@ -77,7 +77,7 @@ def test_size(pixels: int, label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sentence", "found"),
+    ("sentence", "result"),
     [
         ("man", set()),
         ("LEFTMOST man", {"left"}),

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -164,7 +165,14 @@ def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
         torch.cuda.set_device(chosen)
     if world > 1:
         global _control
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        if restarts() and os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+            # A launcher may keep its store over a restart (torch 2.15), and with it the addresses
+            # of the processes that have ended. Several machines may count restarts differently.
+            store = dist.PrefixStore(f"restart_{restarts()}", next(rendezvous("env://"))[0])
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        else:
+            dist.init_process_group(backend)
         _control = dist.new_group(backend="gloo")
     return DistInfo(rank, local, world, chosen)
 

@@ -41,7 +41,7 @@ from benchmarks.speed import machine, slug
 from bert.tokenizer import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import collate, draw_expressions
-from data.transforms import MEAN, STD, as_tensor, normalize, resize_image
+from data.transforms import MEAN, STD, as_tensor, normalize, resize_image, resize_mask
 from lib.errors import InputError
 from refer.refer import REFER
 
@@ -307,7 +307,7 @@ def steps(data: ReferDataset, release: Release, samples: list[int]) -> dict[str,
             lambda: [release.decode(i) for i in samples],
         ],
         "mask": [
-            lambda: [data._draw_target(i) for i in samples],
+            lambda: [resize_mask(data.mask(i), data.img_size) for i in samples],
             lambda: [release.resize_mask(release.draw(i)) for i in samples],
         ],
         "of it resizing": [None, lambda: [release.resize_mask(mask) for mask in masks]],

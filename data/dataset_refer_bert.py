@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bert.tokenizer import Tokenizer, encode_compact
-from data.transforms import as_tensor, nearest, resize_image
+from data.transforms import as_tensor, resize_image, resize_mask
 from lib.errors import InputError
 from refer.arrays import Ints, Texts, offsets
-from refer.masks import draw_components, draw_samples, run_lengths
+from refer.masks import draw_components, run_lengths
 from refer.refer import REFER, in_split
 
 
@@ -251,17 +251,8 @@ class ReferDataset(Dataset[Sample]):
         """The sample's ground truth, (S, S) uint8 in {0, 1}: `mask` resized, nearest neighbour."""
         key = int(self._ref[index])
         if self._last_target is None or self._last_target[0] != key:
-            self._last_target = (key, self._draw_target(index))
+            self._last_target = (key, resize_mask(self.mask(index), self.img_size))
         return self._last_target[1].clone()
-
-    def _draw_target(self, index: int) -> Tensor:
-        size = self.img_size
-        height, width = self._original_size(index)
-        samples = nearest(height, size), nearest(width, size)
-        target = np.zeros((size, size), bool)
-        for segmentation, where in self._segmentations(index):
-            target |= self._inside(draw_samples(segmentation, *samples, where))
-        return torch.from_numpy(target.view(np.uint8))
 
     def mask(self, index: int) -> npt.NDArray[np.bool_]:
         """The ground truth at the image's original size: the union of the reference's annotations.
@@ -275,11 +266,9 @@ class ReferDataset(Dataset[Sample]):
         size = self._original_size(index)
         mask = np.zeros(size, bool)
         for segmentation, where in self._segmentations(index):
-            mask |= self._inside(draw_components(segmentation, *size, where))
+            components = draw_components(segmentation, *size, where)
+            mask |= components > 0 if self.union_masks else components == 1
         return mask
-
-    def _inside(self, components: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        return components > 0 if self.union_masks else components == 1
 
     def _original_size(self, index: int) -> tuple[int, int]:
         image = self.arrays.image[self._ref[index]]

@@ -27,18 +27,10 @@ def as_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-@lru_cache(maxsize=4096)
-def nearest(size: int, resized: int) -> npt.NDArray[np.int64]:
-    """The pixels that PIL's nearest-neighbour resize takes, along one axis.
-
-    PIL has its own rounding, so it resizes an image of the numbers 0 to size - 1.
-
-    Returns:
-        (size + 1,): how many of the `resized` pixels are taken from pixels before each.
-    """
-    numbers = Image.fromarray(np.arange(size, dtype=np.int32)[None])
-    taken = np.array(numbers.resize((resized, 1), Image.Resampling.NEAREST))[0]
-    return np.concatenate([[0], np.cumsum(np.bincount(taken, minlength=size))])
+def resize_mask(mask: npt.NDArray[np.bool_], size: int) -> Tensor:
+    """Resize a mask (H, W) to a square (S, S) uint8, nearest neighbour with PIL's own rounding."""
+    resized = Image.fromarray(mask.view(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(resized))
 
 
 def normalize(image: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import BertConfig
 
 from bert import encode, load_tokenizer
 from data import loaders
-from data.transforms import as_tensor, nearest, normalize, resize_image
+from data.transforms import as_tensor, normalize, resize_image, resize_mask
 from lib.evaluation.metrics import intersection_union, sample_iou, summarise
 from lib.lavt import LAVT
 from lib.losses import cross_entropy
@@ -29,7 +29,7 @@ from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
 from lib.training import optim
 from lib.training.steps import train_steps
-from refer.masks import draw_samples, run_lengths
+from refer.masks import draw_components, run_lengths
 from tests.parity import golden
 
 CASES = "abcde"
@@ -551,8 +551,8 @@ def preprocessing_rows() -> list[Row]:
     for size, case in golden.read_json("preprocessing.json")["cases"].items():
         img, mask = golden.draw_image(case["seed"], case["width"], case["height"])
         resized = as_tensor(resize_image(img, 480))
-        rows_at, columns_at = nearest(case["height"], 480), nearest(case["width"], 480)
-        target = draw_samples(run_lengths(np.asarray(mask) > 0), rows_at, columns_at, size)
+        runs = run_lengths(np.asarray(mask) > 0)
+        target = resize_mask(draw_components(runs, case["height"], case["width"], size) == 1, 480)
         normal = normalize(resized)
         pixels = difference(
             golden.sample(resized.permute(1, 2, 0), 2048), stored[f"{size}_uint8_sample"]

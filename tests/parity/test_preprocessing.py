@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.transforms import as_tensor, nearest, normalize, resize_image
-from refer.masks import draw_samples, run_lengths
+from data.transforms import as_tensor, normalize, resize_image, resize_mask
+from refer.masks import draw_components, run_lengths
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES: dict[str, dict[str, Any]] = json.loads((GOLDEN / "preprocessing.json").read_text())["cases"]
@@ -61,12 +61,12 @@ def test_image(name: str, stored: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_mask(name: str, stored: dict[str, np.ndarray]) -> None:
-    """As samples are made: run lengths drawn at the input's size."""
     case = CASES[name]
     height, width = case["height"], case["width"]
     drawn = make_mask(width, height)
     assert drawn.sum() == case["input_mask_sum"]
-    mask = draw_samples(run_lengths(drawn), nearest(height, 480), nearest(width, 480), "a disc")
+    components = draw_components(run_lengths(drawn), height, width, "a disc")
+    mask = resize_mask(components == 1, 480).numpy()
     assert mask.sum() == case["mask_sum"]
     expected = np.unpackbits(stored[f"{name}_mask_bits"])[: 480 * 480].reshape(480, 480)
     np.testing.assert_array_equal(mask, expected)

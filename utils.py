@@ -401,34 +401,6 @@ def append_jsonl(record: dict[str, Any], path: Path) -> None:
         raise InputError(f"cannot write {path}: {e.strerror}; free some space") from e
 
 
-def open_board(folder: Path, done: int) -> Any:
-    """TensorBoard's writer of a run that has done ``done`` steps.
-
-    Raises:
-        InputError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise InputError(
-            "--tensorboard needs a package: pip install -r requirements-tools.txt"
-        ) from e
-    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
-
-
-def add_scalars(board: Any, record: dict[str, Any]) -> None:
-    """Write the numbers of a metrics record to TensorBoard, at the record's step."""
-    group = "train" if record["kind"] == "step" else "epoch"
-    numbers = {f"{group}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
-    numbers |= {f"{group}/loss_{k}": v for k, v in record.get("losses", {}).items()}
-    for name in ("oIoU", "mIoU"):
-        numbers[f"val/{name}"] = record.get("val", {}).get(name)
-    for name, value in numbers.items():
-        if isinstance(value, (int, float)):
-            board.add_scalar(name, value, record["step"])
-    board.flush()
-
-
 def peak_memory_gb(device: torch.device) -> float:
     """Peak memory: allocated on a GPU, resident in this process on a CPU."""
     if device.type == "cuda":

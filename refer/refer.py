@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from lib.errors import InputError
 from refer.arrays import Arrays
@@ -353,19 +353,21 @@ class REFER:
         Returns:
             A new RGB image at the original size, with the expressions below it.
         """
+        from refer import drawing
+
         image = self.open_image(ref["image_id"])
         if seg_box == "box":
-            x, y, width, height = self.getRefBox(ref["ref_id"])
-            draw = ImageDraw.Draw(image)
-            draw.rectangle((x, y, x + width, y + height), outline=(0, 255, 0), width=3)
+            drawing.box(image, *self.getRefBox(ref["ref_id"]))
         else:
-            image = _tint(image, self.getMask(ref)["mask"])
-        lines = [f"{i}. {s['sent']}" for i, s in enumerate(ref["sentences"], start=1)]
-        return _caption(image, lines)
+            image = drawing.tint(image, self.getMask(ref)["mask"])
+        lines = [f"{i}. {s['sent']}" for i, s in enumerate(ref["sentences"], 1)]
+        return drawing.caption(image, lines)
 
     def showMask(self, ref: Ref) -> Image.Image:
         """Draw a reference's mask over its image, without the expressions."""
-        return _tint(self.open_image(ref["image_id"]), self.getMask(ref)["mask"])
+        from refer import drawing
+
+        return drawing.tint(self.open_image(ref["image_id"]), self.getMask(ref)["mask"])
 
     def _get(self, table: dict[int, Any], key: int, what: str) -> Any:
         if key not in table:
@@ -476,22 +478,3 @@ def image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Pat
         return inner if usual == COCO_FOLDERS and os.path.isdir(inner) else given
     candidates = [root / folder for folder in usual]
     return next((folder for folder in candidates if os.path.isdir(folder)), candidates[0])
-
-
-def _tint(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    alpha = Image.fromarray((mask > 0).astype(np.uint8) * 128)
-    if alpha.size != image.size:  # polygons are in the annotated size
-        alpha = alpha.resize(image.size, Image.Resampling.NEAREST)
-    green = Image.new("RGB", image.size, (0, 255, 0))
-    return Image.composite(green, image, alpha)
-
-
-def _caption(image: Image.Image, lines: list[str]) -> Image.Image:
-    line_height = 14
-    sheet = Image.new("RGB", (image.width, image.height + line_height * len(lines) + 4), "white")
-    sheet.paste(image)
-    draw = ImageDraw.Draw(sheet)
-    for i, line in enumerate(lines):
-        printable = line.encode("latin-1", "replace").decode("latin-1")  # PIL's own font
-        draw.text((4, image.height + 2 + i * line_height), printable, fill="black")
-    return sheet

@@ -106,7 +106,7 @@ class Trainer:
         self.files = StateFiles(config.output_dir, config.model_id)
         self.folder = Path("models") / config.model_id
         self.metrics_file = self.folder / "metrics.jsonl"
-        self.board: Any = None  # TensorBoard's writer
+        self.board: Any = None  # with --tensorboard
         # The state beside model, optimizer, schedule and scaler.
         self.epoch = self.step = self.skipped = 0
         self.best_oIoU = -1.0
@@ -353,7 +353,9 @@ class Trainer:
         content = self.arguments | {"environment": utils.environment()}
         utils.write_json(content, self.folder / "args.json")
         if self.config.tensorboard:
-            self.board = utils.open_board(self.folder / "tensorboard", done)
+            from lib.training.tensorboard import Board
+
+            self.board = Board(self.folder / "tensorboard", done)
 
     def save_if_due(self) -> None:
         """After a step: save at the interval or on a signal, and stop on a signal.
@@ -403,7 +405,7 @@ class Trainer:
         except InputError as e:
             self._handle_write_error(e)
         if self.board is not None:
-            utils.add_scalars(self.board, record)
+            self.board.add(record)
 
     def _handle_write_error(self, error: InputError, required: bool = False) -> None:
         if required or self.config.save_error == "stop":

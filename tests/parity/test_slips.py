@@ -229,17 +229,16 @@ def _resized_as_tensor(image: Image.Image, size: int) -> Image.Image:
     return Image.fromarray(x[0].round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-def _nearest_of_tensors(size: int, resized: int) -> np.ndarray:
-    numbers = torch.arange(size, dtype=torch.float32)[None, None]
-    taken = F.interpolate(numbers, resized, mode="nearest")[0, 0].long()
-    return np.concatenate([[0], np.cumsum(np.bincount(taken, minlength=size))])
+def _mask_resized_as_tensor(mask: np.ndarray, size: int) -> Tensor:
+    x = torch.from_numpy(mask.astype(np.float32))[None, None]
+    return F.interpolate(x, (size, size), mode="nearest")[0, 0].byte()
 
 
 @pytest.mark.parametrize(
     ("function", "slip", "row"),
     [
         ("resize_image", _resized_as_tensor, "grey levels"),
-        ("nearest", _nearest_of_tensors, "mask"),
+        ("resize_mask", _mask_resized_as_tensor, "mask"),
     ],
 )
 def test_slip_in_preprocessing(

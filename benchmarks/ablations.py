@@ -34,7 +34,7 @@ ROWS = {
     PUBLISHED: "LAVT",
     "--seed 1": "LAVT, another seed",
     "--seed 2": "LAVT, another seed",
-    "--lang_path off": "V' = V: no fused feature goes on to the next stage",
+    "--lang_path off": "V' = V: no fused feature enters the next stage",
     "--gate off": "V' = V + F",
     "--fusion concat": "[V; mean word] in place of PWAM",
     "--fusion add": "V + mean word in place of PWAM",
@@ -81,9 +81,9 @@ def run_row(row: str, args: argparse.Namespace) -> dict[str, Any]:
     """
     own = [] if row == PUBLISHED else row.split()
     folder = Path(args.work).resolve() / re.sub(r"\W+", "_", row).strip("_")
-    found = train_and_test(folder, Path(args.data).resolve(), own, args.epochs)
+    result = train_and_test(folder, Path(args.data).resolve(), own, args.epochs)
     (folder / "checkpoints/model_last_row.pth").unlink()
-    return {**found, "environment": utils.environment()}
+    return {**result, "environment": utils.environment()}
 
 
 def load(path: Path, epochs: int) -> dict[str, Any]:

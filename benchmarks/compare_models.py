@@ -40,12 +40,12 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     data = Path(args.data).resolve()
     folder, options = Path(args.output).resolve() / name, ["--model", name]
     # CrossVLT validates over every expression by default, and its epochs would take longer.
-    found = train_and_test(folder, data, options, args.epochs, ["--val_expressions", "one"])
+    result = train_and_test(folder, data, options, args.epochs, ["--val_expressions", "one"])
     with torch.device("meta"):
         model = build_model(
             name, **model_options(parse_train([*preset("QS_MODEL", data), *options]))
         )
-    return {"model": name, **found, "parameters": sum(p.numel() for p in model.parameters())}
+    return {"model": name, **result, "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

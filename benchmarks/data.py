@@ -152,9 +152,9 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
 def proportional_memory(pid: int) -> float:
     """PSS, MB: a page that n processes share counts for 1/n in each."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-    assert found
-    return int(found[1]) * KB / 1e6
+    match = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    assert match
+    return int(match[1]) * KB / 1e6
 
 
 def in_own_process(args: argparse.Namespace, part: str, root: Path) -> Any:
@@ -317,12 +317,12 @@ def steps(data: ReferDataset, release: Release, samples: list[int]) -> dict[str,
         ],
         "floats, normalise": [None, lambda: [release.normalise(small[k]) for k in places]],
     }
-    found: dict[str, Any] = {
+    seconds_of: dict[str, Any] = {
         name: [way and min(timed(way)[1] for _ in range(5)) / len(samples) for way in pair]
         for name, pair in ways.items()
     }
     seconds = min(timed(lambda: normalize(batch))[1] for _ in range(5)) / len(batch)
-    return found | {"on the device, here the CPU: floats, normalise": [seconds, None]}
+    return seconds_of | {"on the device, here the CPU: floats, normalise": [seconds, None]}
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

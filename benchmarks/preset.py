@@ -20,10 +20,10 @@ SPLITS = ("val", "testA", "testB")
 def preset(name: str, data: Path) -> list[str]:
     """Options that the Makefile gives the quickstart, ``QS_MODEL`` or ``QS_TRAIN``."""
     text = (REPO / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    found = re.search(rf"^{name} :=(.*)$", text, re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{name} :=(.*)$", text, re.MULTILINE)
+    if match is None:
         raise ValueError(f"the Makefile defines no {name}")
-    return found[1].replace("$(QS)/data", str(data)).split()
+    return match[1].replace("$(QS)/data", str(data)).split()
 
 
 def train_and_test(

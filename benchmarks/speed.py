@@ -240,7 +240,7 @@ def flops(case: Case) -> tuple[int, dict[str, int]]:
     batch = loaders.to_device(inputs(replace(case, batch=1), device), device)
     if case.mode == "step":
         optim.freeze_unused(model, optim.parameter_groups(model, 1e-2, 10))
-    # The plain form of attention is made of matmuls, which every PyTorch counts.
+    # Plain attention is made of matmuls, which every PyTorch counts.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         logits = model(batch["image"], batch["input_ids"], batch["attention_mask"])
         if case.mode == "step":
@@ -400,8 +400,8 @@ def matmul_table(rows: list[dict[str, Any]]) -> str:
     """How fast the machine multiplied, by type and way."""
     lines = []
     for amp in dict.fromkeys(row["amp"] for row in rows):
-        found = [row["matmul_gflops"] for row in rows if row["amp"] == amp]
-        best = {way: max(f[way] for f in found) for way in found[0]}
+        rates = [row["matmul_gflops"] for row in rows if row["amp"] == amp]
+        best = {way: max(f[way] for f in rates) for way in rates[0]}
         name = str(DTYPES[amp]).removeprefix("torch.")
         lines.append([name, *(f"{rate:.0f}" for rate in best.values())])
     return markdown(["GFLOP/s", *rows[0]["matmul_gflops"]], lines)

@@ -24,14 +24,14 @@ def locate(source: str | os.PathLike[str], files: Sequence[str], what: str) -> t
     Args:
         source: a folder, or a name on the hub (bert-base-uncased).
         files: any one of them will do.
-        what: the thing that is looked for, for messages.
+        what: name of what the files hold, for messages.
 
     Returns:
         The folder or name for ``from_pretrained``, and whether to stay off the network.
 
     Raises:
         InputError: none of the files is in the folder; or the name is not in the hub's cache and
-            the hub does not answer.
+            the hub cannot be reached.
     """
     name = os.fspath(source)
     folder = os.path.expanduser(name)

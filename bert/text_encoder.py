@@ -69,15 +69,15 @@ def _checked(content: Any, name: str) -> dict[str, Any]:
             raise wrong(key)
     if content.get("position_embedding_type", "absolute") != "absolute":
         raise wrong("position_embedding_type")
-    found = {key: content[key] for key in (*NUMBERS, "hidden_act") if content.get(key) is not None}
+    given = {key: content[key] for key in (*NUMBERS, "hidden_act") if content.get(key) is not None}
     for key, (low, high) in NUMBERS.items():
         kinds = (int,) if high > 10 else (int, float)
-        if key in found and not (type(found[key]) in kinds and low <= found[key] <= high):
+        if key in given and not (type(given[key]) in kinds and low <= given[key] <= high):
             raise wrong(key)
-    width, heads = (found.get("hidden_size", 768), found.get("num_attention_heads", 12))
+    width, heads = (given.get("hidden_size", 768), given.get("num_attention_heads", 12))
     if width % heads:
         raise InputError(f"config.json of BERT '{name}' has {heads} heads for a width of {width}")
-    return found
+    return given
 
 
 class TextEncoder(BertModel):

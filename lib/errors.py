@@ -14,13 +14,13 @@ _WORKER = re.compile(r"Caught \w+ in .*^(?:\w+\.)*InputError: ([^\n]*)", re.DOTA
 class InputError(Exception):
     """Bad input, in one line that names the thing and the remedy.
 
-    The scripts print it as ``error: <message>`` and exit with 2; it is never a bug's
-    disguise, so nothing but input may raise it.
+    The scripts print it as ``error: <message>`` and exit with code 2. Raise it for bad input only,
+    never for a bug.
 
     Args:
         message: one line. Line breaks (a file name may have them) become spaces, characters
-            that could control a terminal are escaped, the middle of an endless one is left out,
-            and torch's report of a DataLoader worker is cut back to the worker's own line.
+            that could control a terminal are escaped, a long one is shortened in the middle,
+            and torch's report of a DataLoader worker is reduced to the worker's own line.
     """
 
     def __init__(self, message: str) -> None:

@@ -33,7 +33,7 @@ class Frozen:
 class Segmenter(nn.Module, ABC):
     """A network that segments what an expression refers to in an image.
 
-    A subclass is the network and answers questions about its own parameter names.
+    A subclass is the network, and knows the groups of its own parameter names.
 
     Attributes:
         groups: names of the optimizer's parameter groups, in the order of the release.

@@ -20,7 +20,7 @@ def pays() -> bool:
 @cache
 def multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16 matmuls."""
-    # Private to torch: where they are missing, the answer is no.
+    # Private to torch: where they are missing, they count as absent.
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 

@@ -117,6 +117,8 @@ def list_recipes() -> list[str]:
 
 
 def _lang_layers(text: str) -> int | None:
+    if text != "all" and not text.isdecimal():
+        raise InputError(f"--lang_layers {text}: give a number of BERT layers, or all")
     return None if text == "all" else int(text)
 
 
@@ -180,14 +182,18 @@ def common_parser(description: str) -> Parser:
         default="auto",
         help="on a CPU with AVX-512: faster kernels, other rounding",
     )
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of all random numbers")
     add("--local_rank", type=int, help=argparse.SUPPRESS)
     add = p.add_argument_group("training").add_argument
-    add("--pretrained_swin_weights", default="", help="ImageNet Swin checkpoint")
-    add("--epochs", type=int, default=40)
+    add(
+        "--pretrained_swin_weights",
+        default="",
+        help="ImageNet Swin; window12 in its name means --window12",
+    )
+    add("--epochs", type=int, default=40, help="passes over the references")
     add("--lr", type=float, help="initial learning rate (5e-5; crossvlt: 3e-5)")
-    add("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-2)
-    add("--amsgrad", action="store_true")
+    add("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-2, help="of AdamW")
+    add("--amsgrad", action="store_true", help="AdamW's AMSGrad variant")
     return p
 
 
@@ -209,7 +215,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p = common_parser("Train a referring image segmentation model.")
     p.prog = "train.py"
     add = p.add_argument_group("beyond the published flags").add_argument
-    add("--loss", default="ce", choices=list(LOSSES))
+    add("--loss", default="ce", choices=list(LOSSES), help="weighted cross entropy, or Dice")
     add(
         "--scale_lr",
         type=int,
@@ -229,7 +235,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--norm_decay",
         choices=NORM_DECAY,
         default="published",
-        help="weight decay of norms and biases (published: none for the backbone's norms)",
+        help="norms and biases with weight decay: none, all, or all but the backbone's norms",
     )
     add(
         "--text_dropout",
@@ -239,7 +245,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--text_from_scratch", action="store_true", help="load no BERT weights")
     add("--val_split", default="val", help="split evaluated while training")
-    add("--val_expressions", choices=VAL_EXPRESSIONS, help="per object (one; crossvlt: all)")
+    add("--val_expressions", choices=VAL_EXPRESSIONS, help="of a reference (one; crossvlt: all)")
     add("--eval_every", type=int, default=1, metavar="N", help="epochs between validations")
     add("--stop_after", type=int, default=0, metavar="N", help="stop after N epochs (0: do not)")
     add(
@@ -252,7 +258,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--save_error",
         choices=("stop", "continue"),
         default="stop",
-        help="if a checkpoint cannot be written (full disk): stop, or train and try again",
+        help="if a checkpoint cannot be written (full disk): stop, or train on and try again",
     )
     add(
         "--nonfinite",
@@ -260,7 +266,13 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="stop",
         help="at a loss or gradient that is not finite: stop, or skip the step",
     )
-    add("--clip_grad", type=float, default=0.0, metavar="NORM", help="(0: do not)")
+    add(
+        "--clip_grad",
+        type=float,
+        default=0.0,
+        metavar="NORM",
+        help="limit of all gradients' norm (0: none)",
+    )
     add("--accumulate", type=int, default=1, metavar="N", help="batches per step")
     add("--grad_checkpoint", action="store_true", help="less memory: compute Swin blocks twice")
     add("--fused_adamw", help=argparse.SUPPRESS)  # of earlier versions; ignored
@@ -270,7 +282,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.save_steps, args.save_minutes = _save_every(args.save_every)
     check_args(args)
     if "window12" in Path(args.pretrained_swin_weights).name:
-        args.window = 12
+        args.window = 12  # as in the release
     return args
 
 
@@ -307,7 +319,7 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--val_expressions",
         choices=VAL_EXPRESSIONS,
         default="all",
-        help="per object; one: drawn by --seed, as after an epoch of training",
+        help="per reference; one: drawn by --seed, as after an epoch of training",
     )
     add(
         "--results",
@@ -328,11 +340,13 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = p.parse_args(argv)
     args.splits = [s for s in args.split.split(",") if s]
     if not args.splits or len(set(args.splits)) < len(args.splits):
-        raise InputError(f"--split {args.split}: give a split, or several different ones by commas")
+        raise InputError(
+            f"--split {args.split}: give one split, or several different ones separated by commas"
+        )
     if args.eval_mode != "each" and args.val_expressions == "one":
         raise InputError(
-            f"--eval_mode {args.eval_mode} takes all expressions of an object, "
-            "--val_expressions one a single one: give one of the two flags"
+            f"--eval_mode {args.eval_mode} needs all expressions of a reference, "
+            "--val_expressions one draws a single one: remove one of the two flags"
         )
     if not args.resume:
         raise InputError("--resume is missing: give the checkpoint to evaluate")
@@ -355,7 +369,9 @@ def _name_outputs(args: argparse.Namespace) -> None:
     if args.predictions == "":
         args.predictions = str(Path(args.results).parent / f"predictions_{name}.jsonl")
     if args.predictions is not None and Path(args.predictions) == Path(args.results):
-        raise InputError(f"--predictions {args.predictions}: --results is there; name another file")
+        raise InputError(
+            f"--predictions {args.predictions}: that is the file of --results; name another one"
+        )
 
 
 def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -433,14 +449,14 @@ def check_args(args: argparse.Namespace) -> None:
         if not 0 <= getattr(args, name, 0.0) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: must be in [0, 1)")
     parse_heads(args.mha)
-    variant(args)
+    variant(args)  # raises an error for flags that exclude each other
     if not re.fullmatch(r"[\w.+-]+", args.model_id) or set(args.model_id) == {"."}:
         raise InputError(
             f"--model_id '{args.model_id}': it names files; use letters, digits, . _ + -"
         )
 
 
-# Flags that a resumed run may change without changing its numbers.
+# Flags that a resumed run may change without a warning: not settings of the training itself.
 FREE_TO_CHANGE = """
     resume device workers pin_mem print_freq output_dir local_rank refer_data_root
     image_root data_cache bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
@@ -450,8 +466,12 @@ FREE_TO_CHANGE = """
 """
 
 
+# Flags whose values are part of the optimizer's state, so those of a checkpoint are used.
+IN_OPTIMIZER_STATE = {"lr", "scale_lr", "weight_decay", "norm_decay", "amsgrad"}
+
+
 def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
-    """The flags of a resumed run that differ from now and change its numbers.
+    """A line for each flag that differs between a checkpoint and the run that resumes it.
 
     Args:
         before: the ``args`` of the checkpoint: a dictionary, or the release's Namespace.
@@ -462,7 +482,9 @@ def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
     old = {k: v for k, v in old.items() if v is None or isinstance(v, str | int | float)}
     new = vars(now)
     return [
-        f"--{name} {old[name]}, not {new[name]}"
+        f"--{name} {new[name]} is not used when resuming: the checkpoint's {old[name]} is"
+        if name in IN_OPTIMIZER_STATE
+        else f"--{name} {new[name]}: the checkpoint was trained with {old[name]}"
         for name in sorted((old.keys() & new.keys()) - set(FREE_TO_CHANGE.split()))
         if old[name] != new[name]
     ]

@@ -73,24 +73,33 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     lr = optim.scaled_lr(args.lr, total_batch, args.scale_lr)
     for line in optim.describe_groups(model, groups, lr, args.lang_layers):
         log.info("%s", line)
-    optimizer = optim.build_optimizer(groups, lr, args.weight_decay, args.amsgrad)
+    optimizer = optim.build_optimizer(groups, lr, args.amsgrad)
     steps = len(sampler) // args.accumulate
     scheduler = optim.poly_schedule(optimizer, steps * args.epochs)
     config = select(TrainConfig, args, protocol=protocol_of(args).label)
     trainer = Trainer(
-        *(model, optimizer, scheduler, train_set, val_set, sampler),
-        *(config, vars(args), info, signals),
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        train_set=train_set,
+        val_set=val_set,
+        sampler=sampler,
+        config=config,
+        arguments=vars(args),
+        info=info,
+        signals=signals,
     )
     if content is not None:
         trainer.load_state_dict(content, resume)
         for difference in compare_args(content.get("args"), args):
-            log.warning("the run that is resumed had %s", difference)
+            log.warning("%s", difference)
     if info.is_main:
         trainer.prepare_folders(resume)
-    log.info("%d objects, %d steps per epoch, %s", len(train_set.samples_of_ref), steps, info)
+    log.info("%d references, %d steps per epoch, %s", len(train_set.samples_of_ref), steps, info)
     with signals.deferred():
         trainer.fit()
-    log.info("done: %s", trainer.files.best)
+    best, last = trainer.files.best, trainer.files.last
+    log.info("done: %s", best if best.is_file() else last)
 
 
 def choose_checkpoint(args: argparse.Namespace, info: DistInfo) -> str:

@@ -43,13 +43,11 @@ class DistInfo:
 
     Attributes:
         rank: of this process, 0 .. world-1.
-        local_rank: its rank on this machine.
         world: number of processes.
         device: of its tensors.
     """
 
     rank: int
-    local_rank: int
     world: int
     device: torch.device
 
@@ -60,11 +58,12 @@ class DistInfo:
 
 
 REQUEUE = 75  # exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL
-SECOND_SIGINT_AFTER = 2.0  # seconds after which a second Ctrl-C kills, and is not an echo
+# Seconds after which a second Ctrl-C kills: an earlier one may be the launcher's copy of the first.
+SECOND_SIGINT_AFTER = 2.0
 
 
 class Stopped(Exception):
-    """A signal asked this run to stop, and its state is saved."""
+    """A signal asked this run to stop; once training has started, its state is saved first."""
 
 
 class StopSignals:
@@ -156,10 +155,13 @@ def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
         chosen = torch.device("cpu")
     if chosen.type == "cuda":
         index = local if world > 1 else (chosen.index or 0)
-        if index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        if index >= count:
             raise InputError(
-                f"process {local} has no GPU: {torch.cuda.device_count()} here; "
+                f"process {local} has no GPU: this machine has {count}; "
                 "start fewer with --nproc_per_node, or use --device cpu"
+                if world > 1
+                else f"--device {device}: this machine has {count} GPUs, numbered from 0"
             )
         chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)
@@ -174,7 +176,7 @@ def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
         else:
             dist.init_process_group(backend)
         _control = dist.new_group(backend="gloo")
-    return DistInfo(rank, local, world, chosen)
+    return DistInfo(rank, world, chosen)
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
@@ -500,7 +502,8 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> None:
     except RuntimeError as e:
         if not (dist.is_initialized() and _lost_peer(e)):
             raise
-        print(who + "another process died; see its message above", file=sys.stderr)
+        reason = (str(e).splitlines() or [""])[0][:200]
+        print(who + f"another process died, see its message above ({reason})", file=sys.stderr)
         code = 3
     finally:
         sys.stdout.flush()

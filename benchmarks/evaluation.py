@@ -22,7 +22,7 @@ from benchmarks.pages import markdown
 from benchmarks.speed import DTYPES, machine
 from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
-from data.loaders import ShardedBatches, build_loader, to_device
+from data.loaders import ShardedBatches, build_loader, prepare_batch
 from lib.errors import InputError
 from lib.evaluation.evaluator import EvalConfig, evaluate, expression_logits
 from lib.evaluation.metrics import summarise
@@ -58,7 +58,7 @@ def forward_seconds(
     began = time.perf_counter()
     with torch.inference_mode():
         for batch in batches:
-            expression_logits(model, to_device(batch, device), amp)
+            expression_logits(model, prepare_batch(batch, device), amp)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.to(info.device)
     groups = optim.parameter_groups(model, 0.0, None)
     optim.freeze_unused(model, groups)
-    optimizer = optim.build_optimizer(groups, args.lr, 0.0)
+    optimizer = optim.build_optimizer(groups, args.lr)
     scheduler = optim.poly_schedule(optimizer, args.steps)
 
     objective = Objective(model, LOSSES[args.loss])

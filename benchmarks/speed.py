@@ -237,7 +237,7 @@ def flops(case: Case) -> tuple[int, dict[str, int]]:
     """FLOPs of a run, and of each of its modules."""
     device = torch.device(case.device)
     model = build(case, device).train(case.mode == "step")
-    batch = loaders.to_device(inputs(replace(case, batch=1), device), device)
+    batch = loaders.prepare_batch(inputs(replace(case, batch=1), device), device)
     if case.mode == "step":
         optim.freeze_unused(model, optim.parameter_groups(model, 1e-2, 10))
     # Plain attention is made of matmuls, which every PyTorch counts.
@@ -256,7 +256,7 @@ def runner(case: Case, model: Segmenter, device: torch.device) -> Callable[[], A
     if case.mode == "step":
         groups = optim.parameter_groups(model, 1e-2, 10)
         optim.freeze_unused(model, groups)
-        optimizer = optim.build_optimizer(groups, 5e-5, 1e-2)
+        optimizer = optim.build_optimizer(groups, 5e-5)
         objective: nn.Module = Objective(model, LOSSES["ce"])
         if case.compile:
             objective.compile()
@@ -274,7 +274,7 @@ def runner(case: Case, model: Segmenter, device: torch.device) -> Callable[[], A
         model.compile()
 
     def forward() -> Tensor:
-        moved = loaders.to_device(batch, device)
+        moved = loaders.prepare_batch(batch, device)
         with torch.inference_mode(), runtime.autocast(device, case.amp):
             return model(moved["image"], moved["input_ids"], moved["attention_mask"])
 

@@ -378,13 +378,13 @@ class ReferDataset(Dataset[Sample]):
 class OtherObjectExpressions(Dataset[Sample]):
     """The control: each image and mask with the expression of another object in the image.
 
-    A network that uses the expression must fail here.
+    A network that uses the expression should score low here.
 
     Args:
         dataset: of images, masks and expressions.
 
     Attributes:
-        indices: the samples of `dataset` that have such an expression; others cannot be taken.
+        indices: the samples of `dataset` that have such an expression; others raise a KeyError.
     """
 
     def __init__(self, dataset: ReferDataset) -> None:

@@ -26,7 +26,7 @@ GRACE = 30  # seconds that a worker stays for its main process to finish and sav
 class RandomExpressionSampler(Sampler[list[int]]):
     """One random expression of each reference per epoch, in random order, in full batches.
 
-    All ranks draw the same order; batch k of rank r is the r-th part of the k-th global batch.
+    All ranks draw the same order; rank r takes the r-th part of each global batch.
     References that do not fill a last global batch are dropped in that epoch.
 
     Args:
@@ -38,7 +38,7 @@ class RandomExpressionSampler(Sampler[list[int]]):
         accumulate: the number of batches is a multiple of this, the batches of a step.
 
     Raises:
-        InputError: too few objects for one step.
+        InputError: too few references for one step.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class RandomExpressionSampler(Sampler[list[int]]):
             processes = f"{world} processes x " if world > 1 else ""
             times = f" x --accumulate {accumulate}" if accumulate > 1 else ""
             raise InputError(
-                f"too few samples for one batch: {len(samples_of_ref)} objects to train on, "
+                f"too few samples for one batch: {len(samples_of_ref)} references to train on, "
                 f"{processes}--batch_size {batch_size}{times} needs {step}; "
                 f"lower --batch_size{' or use fewer processes' if world > 1 else ''}"
             )
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose the draw.
+        """Set the epoch, which seeds the order and the choice of expressions.
 
         Args:
             epoch: counted from 0.
@@ -119,28 +119,28 @@ class ShardedBatches(Sampler[list[int]]):
 def draw_expressions(
     samples_of_ref: Sequence[Sequence[int]], seed: Sequence[int], *, shuffle: bool
 ) -> list[int]:
-    """Draw one sample of each object.
+    """Draw one sample of each reference.
 
     Args:
         samples_of_ref: sample indices of each reference, none empty.
         seed: of the generator.
-        shuffle: whether the objects come in random order too.
+        shuffle: whether the references come in random order too.
 
     Returns:
-        One sample index an object.
+        One sample index per reference.
     """
     rng = np.random.default_rng(list(seed))
-    objects = len(samples_of_ref)
-    order = rng.permutation(objects) if shuffle else np.arange(objects)
+    number = len(samples_of_ref)
+    order = rng.permutation(number) if shuffle else np.arange(number)
     counts = np.array([len(samples) for samples in samples_of_ref], np.int64)
     choice = rng.integers(0, counts)
     return [samples_of_ref[i][choice[i]] for i in order]
 
 
-def one_expression_per_object(
+def one_expression_per_reference(
     samples_of_ref: Sequence[Sequence[int]], seed: int, epoch: int
 ) -> list[int]:
-    """One random expression an object, in order: how the release validates after an epoch."""
+    """One random expression per reference, in order: how the release validates after an epoch."""
     return draw_expressions(samples_of_ref, [seed, epoch, 1], shuffle=False)
 
 
@@ -184,8 +184,14 @@ def collate(samples: list[Any]) -> Any:
     return batch | {"image": batch["image"].permute(0, 3, 1, 2)}
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch to a device, then normalise its images there: bytes are faster to move."""
+def prepare_batch(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch to a device and normalise its images there: bytes are faster to move.
+
+    Returns:
+        {image: (B, 3, S, S) float32, normalised; target: (B, S, S) int64; input_ids and
+        attention_mask: (B, N_l) int64, with eval_mode 'mean' (B, K, N_l); index: (B,)}, and what
+        else the batch has.
+    """
     moved = {
         k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
     }

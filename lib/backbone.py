@@ -94,7 +94,6 @@ class MultiModalSwin(nn.Module):
         variant: Variant = PUBLISHED,
     ) -> None:
         super().__init__()
-        self.stage_dims = size.stage_dims
         self.patch_embed = PatchEmbed(4, size.embed_dim)
         if ape_grid:
             self.absolute_pos_embed = nn.Parameter(position_embedding(size.embed_dim, ape_grid))
@@ -140,8 +139,8 @@ class MultiModalSwin(nn.Module):
 def position_embedding(dim: int, grid: int) -> Tensor:
     """Initial absolute position embedding: sines and cosines of x and y, (1, C, grid, grid).
 
-    Of the size of the normalised patches. With Swin's own start, noise of 0.02, a network without
-    pretrained weights takes long to learn "left" and "top".
+    As large as the normalised patch embeddings. With Swin's own initialisation (normal, std 0.02) a
+    network without pretrained weights learns words such as "left" and "top" slowly.
 
     Args:
         dim: channels C; one half encodes x, the other y.
@@ -149,7 +148,7 @@ def position_embedding(dim: int, grid: int) -> Tensor:
     """
     place = (torch.arange(grid) + 0.5) / grid  # in (0, 1)
     pairs = dim // 4
-    # Wavelengths from twice the image, which separates left from right, down to an eighth.
+    # Wavelengths from 2 to 1/8 of the image's side; the longest separates left from right.
     frequency = torch.pi * 2 ** torch.linspace(0, 4, pairs)
     angle = place[:, None] * frequency  # (grid, pairs)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1).T  # (2 * pairs, grid)

@@ -46,7 +46,7 @@ STAGE1_LAYERS = 6  # BERT layers of language stage 1; stages 2-4 have one each
 
 
 class CrossVLTOutput(NamedTuple):
-    """What the losses are computed of.
+    """The outputs from which the losses are computed.
 
     Attributes:
         logits: (B, 2, H, W) of background and object.
@@ -300,7 +300,10 @@ class CrossVLT(Segmenter):
         "backbone_no_decay",
         "backbone",
         "decoder",
-        *("lang_stage1", "lang_stage2", "lang_stage3", "lang_stage4"),
+        "lang_stage1",
+        "lang_stage2",
+        "lang_stage3",
+        "lang_stage4",
     )
 
     def __init__(
@@ -325,7 +328,7 @@ class CrossVLT(Segmenter):
         # Within the encoder, as in the published weights.
         self.lang_stage1.encoder.proj = nn.Linear(lang_dim, ALIGN_DIM)
         _init_text(self.lang_stage1.encoder.proj, text_config.initializer_range)
-        # This one also has the attention implementation that transformers chose.
+        # The encoder's own config also has the attention implementation that transformers chose.
         config = self.lang_stage1.config
         self.lang_stage2 = LanguageStage(config, dims[1])
         self.lang_stage3 = LanguageStage(config, dims[2])
@@ -425,7 +428,7 @@ class CrossVLT(Segmenter):
             fill_text(own, pretrained)
 
     def from_published(self, state: Mapping[str, Tensor]) -> State:
-        """With ``temp``, ones, which the published weights lack."""
+        """Add ``temp``, all ones, which published weights lack; drop ``position_ids``."""
         kept = {k: v for k, v in state.items() if not k.endswith("embeddings.position_ids")}
         return {"temp": torch.ones(len(self.backbone))} | kept
 
@@ -446,7 +449,7 @@ def alignment_losses(similarity: list[Tensor], target: Tensor) -> Tensor:
         target: (B, H, W) int64 in {0, 1}.
 
     Returns:
-        One value per map, the mean over all pixels.
+        (4,) losses, one per stage, each the mean over all pixels of the batch.
     """
     mask = target[:, None].to(similarity[0].dtype)
     maps = [upsample(s, target.shape[-2:]) for s in similarity]

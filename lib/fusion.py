@@ -114,7 +114,7 @@ class PixelWordAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.weigh = ATTENTIONS[attention]
-        # Scale by C, not by C / heads: released weights expect it.
+        # Not (C / heads)**-0.5: the released weights were trained so.
         self.scale = vis_dim**-0.5
         self.f_key = nn.Sequential(TokenConv1d(lang_dim, vis_dim))
         self.f_query = nn.Sequential(TokenConv1d(vis_dim, vis_dim), NORMS[norm](vis_dim))

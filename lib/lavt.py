@@ -150,7 +150,7 @@ def build_lavt(
     """LAVT from sizes; arguments as in :func:`lib.segmentation.build_model` and :class:`LAVT`.
 
     Raises:
-        InputError: a head count that does not divide its stage's width, or without heads.
+        InputError: a number of heads does not divide its stage's channels, or the fusion has none.
     """
     heads = parse_heads(mha, len(size.depths))
     for dim, h in zip(size.stage_dims, heads, strict=True):

@@ -38,7 +38,7 @@ def dice(logits: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     ``lavt_one``.
 
     Args:
-        logits: (B, 2, H, W).
+        logits: (B, 2, H, W), float32 or float64.
         target: (B, H, W) int64 in {0, 1}.
         eps: added to numerator and denominator: the loss of a class that is neither in the target
             nor predicted is 0.
@@ -46,7 +46,7 @@ def dice(logits: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     Returns:
         Scalar in [0, 1].
     """
-    probability = logits.float().softmax(dim=1).flatten(2)  # (B, 2, HW)
+    probability = logits.softmax(dim=1).flatten(2)  # (B, 2, HW)
     classes = torch.stack([1 - target, target], dim=1).flatten(2).to(probability.dtype)
     overlap = (probability * classes).sum(-1)
     size = probability.square().sum(-1) + classes.sum(-1)  # t^2 = t

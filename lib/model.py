@@ -25,7 +25,7 @@ NO_DECAY = ("norm", "absolute_pos_embed", "relative_position_bias_table")
 
 @dataclass(frozen=True)
 class Frozen:
-    """A parameter is not trained on purpose; ``reason`` is logged."""
+    """Marks a parameter as deliberately not trained; ``reason`` is logged."""
 
     reason: str
 
@@ -175,7 +175,12 @@ class Objective(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Losses of a batch {image, input_ids, attention_mask, target}."""
+        """Named losses, each a scalar.
+
+        Args:
+            batch: image (B, 3, H, W) float, input_ids and attention_mask (B, N_l), target
+                (B, H, W) int64.
+        """
         return self.model.losses(
             batch["image"],
             batch["input_ids"],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bert import encode
 from bert.tokenizer import Tokenizer
-from data.loaders import Batch, to_device
+from data.loaders import Batch, prepare_batch
 from data.transforms import as_tensor, resize_image
 from lib.attention import attention_figure, word_attention
 from lib.evaluation.evaluator import Prediction, resize_prediction
@@ -62,13 +62,13 @@ class Predictor:
         batch = self._batch(image, expressions)
         pixels = batch["image"]
         logits = []
-        for ids, mask in zip(
+        for ids, attention_mask in zip(
             batch["input_ids"].split(self.batch_size),
             batch["attention_mask"].split(self.batch_size),
             strict=True,
         ):
             with autocast(self.device, self.amp):
-                out = self.model(pixels.expand(len(ids), -1, -1, -1), ids, mask)
+                out = self.model(pixels.expand(len(ids), -1, -1, -1), ids, attention_mask)
             logits.append(out.float())
         return torch.cat(logits)
 
@@ -94,14 +94,14 @@ class Predictor:
 
     def is_cut(self, expression: str) -> bool:
         """Whether an expression has more than ``max_tokens`` tokens."""
-        mask = encode(self.tokenizer, [expression], self.max_tokens + 1)[1]
-        return int(mask.sum()) > self.max_tokens
+        attention_mask = encode(self.tokenizer, [expression], self.max_tokens + 1)[1]
+        return int(attention_mask.sum()) > self.max_tokens
 
     def _batch(self, image: Image.Image, expressions: Sequence[str]) -> Batch:
-        ids, mask = encode(self.tokenizer, expressions, self.max_tokens)
+        ids, attention_mask = encode(self.tokenizer, expressions, self.max_tokens)
         pixels = as_tensor(resize_image(image, self.img_size))[None]
-        batch = {"image": pixels, "input_ids": ids, "attention_mask": mask}
-        return to_device(batch, self.device)
+        batch = {"image": pixels, "input_ids": ids, "attention_mask": attention_mask}
+        return prepare_batch(batch, self.device)
 
 
 def open_upright(path: Path) -> Image.Image:

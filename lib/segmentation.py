@@ -29,7 +29,7 @@ class Entry:
         max_tokens: N_l, tokens of an expression.
         lr: initial learning rate.
         batch_size: per process.
-        val_expressions: validation uses 'one' random expression per object, or 'all'.
+        val_expressions: validation uses 'one' random expression per reference, or 'all'.
     """
 
     build: Callable[..., Segmenter]
@@ -47,7 +47,7 @@ def _build_crossvlt(
     drop_path: float = 0.3,
     ape_grid: int = 0,
 ) -> Segmenter:
-    from lib.crossvlt import CrossVLT  # only where it is used: LAVT is read without it
+    from lib.crossvlt import CrossVLT  # imported only when needed: LAVT does without it
 
     return CrossVLT(size, window_size, text_config, drop_path, ape_grid)
 
@@ -74,7 +74,7 @@ def build_model(
     variant: Variant = PUBLISHED,
     accelerate: bool = True,
 ) -> Segmenter:
-    """Build a model with fresh weights.
+    """Build a model with randomly initialised weights.
 
     Args:
         name: a key of :data:`MODELS`. 'lavt' and 'lavt_one' are the same network; they differ in
@@ -87,7 +87,7 @@ def build_model(
         mha: heads of LAVT's four PWAMs, ``a-b-c-d``; '' is 1-1-1-1.
         fusion_drop: dropout in LAVT's PWAMs.
         text_dropout: overrides LAVT's default (lavt: off, lavt_one: on).
-        max_tokens: tokens of the longest expression; only checked.
+        max_tokens: N_l; only compared with the number of positions of the text encoder.
         variant: LAVT's forms of fusion, gate and decoder input; default as published.
         accelerate: use :mod:`lib.cpu` where this machine's CPU gains from it.
 

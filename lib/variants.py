@@ -63,7 +63,7 @@ class Variant:
         decoder_features: the decoder's input, F or V'.
 
     Raises:
-        InputError: an unknown value, or one without effect beside the others.
+        InputError: an unknown value, or one that has no effect because of the others.
     """
 
     lang_path: str = "on"
@@ -115,7 +115,7 @@ PUBLISHED = Variant()
 
 
 class OpenGate(nn.Module):
-    """Instead of a gate: one for all features."""
+    """Replaces the gate by the constant 1: V' = V + F."""
 
     def forward(self, fused: Tensor) -> Tensor:
         """(..., C) -> scalar 1."""

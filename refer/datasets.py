@@ -89,7 +89,7 @@ DATASETS = {
         DatasetInfo("refclef", "RefCLEF", image_folders=("images/saiapr_tc-12",)),
     )
 }
-UNVERIFIED = {("refcocog", "google", "val")}  # the number of expressions is quoted, not confirmed
+UNVERIFIED = {("refcocog", "google", "val")}  # expressions not checked against the files
 
 # P@0.5, P@0.6, P@0.7, P@0.8, P@0.9, oIoU, mIoU in percent, by model and (dataset, splitBy, split).
 PUBLISHED_ROWS: dict[str, dict[tuple[str, str, str], tuple[float, ...]]] = {

@@ -15,7 +15,7 @@ from PIL import Image
 from lib.errors import InputError
 
 MAX_PIXELS = 100_000_000
-MAX_BYTES = 1 << 30  # of a file: so many pixels of 64 bits, and some more
+MAX_BYTES = 1 << 30  # of a file; MAX_PIXELS of 8 bytes are 0.8 GB
 MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, and each may decode the whole image
 # PIL tries every format it knows by default, some through other programs (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -76,7 +76,7 @@ def _read(path: Path) -> bytes:
 
 
 def _scans(data: bytes) -> int:
-    """Start-of-scan markers, b"\xff\xda", in a JPEG; `bytes.count` takes three times as long."""
+    """Start-of-scan markers (bytes FF DA) in a JPEG; `bytes.count` takes three times as long."""
     values = np.frombuffer(data, np.uint8)
     behind = np.flatnonzero(values[:-1] == 0xFF) + 1
     return int(np.count_nonzero(values[behind] == 0xDA))

@@ -12,8 +12,8 @@ from lib.errors import InputError
 
 UInt8Array = npt.NDArray[np.uint8]
 
-MAX_OUTLINE = 2_000_000  # pixels along one polygon; the rasteriser's memory grows with it
-MAX_PAINTED = 4_000_000_000  # pixels of all components of an object: ten seconds
+MAX_POLYGON = 2_000_000  # pixels along one polygon; the rasteriser's memory grows with it
+MAX_PAINTED = 4_000_000_000  # components of an object x pixels of its image; ten seconds
 
 
 def draw_components(segmentation: Any, height: int, width: int, where: str) -> UInt8Array:
@@ -53,7 +53,7 @@ def _draw_polygon(points: Any, height: int, width: int, where: str) -> UInt8Arra
         raise InputError(f"{where}: a polygon of {xy.size} numbers, pairs of x and y are needed")
     corners = xy.reshape(-1, 2)
     sides = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1)
-    if not sides.sum() + np.abs(xy).max() <= MAX_OUTLINE:  # also catches nan
+    if not sides.sum() + np.abs(xy).max() <= MAX_POLYGON:  # also catches nan
         raise InputError(f"{where}: a polygon with corners far outside the image")
     if xy.size < 6:  # two points enclose nothing, and pycocotools takes four numbers for a box
         return np.zeros((height, width), np.uint8)
@@ -61,7 +61,7 @@ def _draw_polygon(points: Any, height: int, width: int, where: str) -> UInt8Arra
 
 
 def _draw_runs(rle: dict[str, Any], height: int, width: int, where: str) -> UInt8Array:
-    """Not with pycocotools, which writes beyond its memory if the lengths do not fit the image."""
+    """Decode run lengths. pycocotools would write out of bounds if they do not fit the image."""
     packed: Any = rle.get("counts")
     if isinstance(packed, str):
         packed = packed.encode()

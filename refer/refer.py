@@ -21,7 +21,7 @@ from refer.arrays import Arrays
 from refer.datasets import COCO_FOLDERS, DATASETS, dataset_info
 from refer.images import open_rgb
 from refer.instances import Record, load_instances
-from refer.masks import MAX_OUTLINE, draw_components
+from refer.masks import MAX_POLYGON, draw_components
 from refer.pickles import Ref, load_refs
 
 HELP = "see refer/README.md"
@@ -422,7 +422,7 @@ def _ids(ids: Ids) -> Sequence[int]:
 
 
 def _is_coordinate(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= MAX_OUTLINE  # not nan
+    return type(value) in (int, float) and 0 <= value <= MAX_POLYGON  # not nan
 
 
 def _by_id(records: list[Record], key: str, what: str, path: Path) -> dict[int, Record]:

@@ -18,7 +18,7 @@ from lib.variants import trained_with, variant_of_names
 
 BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
 TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
-TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # beside the weights
+TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # in addition to the weights
 
 
 def flat_state(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
@@ -75,7 +75,7 @@ def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLik
         differ = [k for k in held if held[k] != asked[k]]
         if differ:
             fit = " ".join(_option(k, held[k]) for k in differ)
-            raise InputError(f"{path} is of another model than asked for; it would fit: {fit}")
+            raise InputError(f"{path} is not of the model of these flags; it would fit: {fit}")
         example = sorted(wrong or missing or extra)[0]
         raise InputError(
             f"{path} does not fit: {len(missing)} weights missing, {len(extra)} unknown, "
@@ -121,7 +121,10 @@ def load_training(
     try:
         if type(content["epoch"]) is not int or not _is_number(content.get("best_oIoU", 0.0)):
             raise TypeError("its epoch or best_oIoU is no number")
-        optimizer.load_state_dict(content["optimizer"])
+        # The release's optimizer was not fused; training steps need it to be.
+        fused = {"fused": optimizer.defaults.get("fused")}
+        groups = [group | fused for group in content["optimizer"]["param_groups"]]
+        optimizer.load_state_dict(content["optimizer"] | {"param_groups": groups})
         _check_optimizer(optimizer)
         scheduler.load_state_dict(content["lr_scheduler"])
         if scaler is not None and "scaler" in content:

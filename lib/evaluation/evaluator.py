@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import utils
 from data.dataset_refer_bert import OtherObjectExpressions, ReferDataset
-from data.loaders import Batch, ShardedBatches, build_loader, to_device
+from data.loaders import Batch, ShardedBatches, build_loader, prepare_batch
 from lib.evaluation.metrics import Counts
 from lib.runtime import autocast
 from refer.masks import RunLengths, run_lengths, shared_pixels
@@ -51,7 +51,7 @@ class Prediction(NamedTuple):
 
 
 class SamplePrediction(NamedTuple):
-    """A sample's pixel counts, and its masks at the image's original size."""
+    """A sample's pixel counts, at the protocol's size, and masks at the image's original size."""
 
     sample: int  # its index in the dataset
     intersection: int
@@ -73,8 +73,8 @@ def decide_mask(logits: Tensor) -> Tensor:
     Returns:
         (H, W) bool: the argmax over the two classes; a tie is background.
     """
-    background, target = logits[0] if len(logits) == 1 else logits.float().softmax(1).mean(0)
-    return target > background
+    background, foreground = logits[0] if len(logits) == 1 else logits.float().softmax(1).mean(0)
+    return foreground > background
 
 
 @torch.inference_mode()
@@ -106,20 +106,21 @@ def expression_logits(model: nn.Module, batch: Batch, amp: str) -> list[Tensor]:
     Returns:
         (K_i, 2, S, S) of each of the B samples, K_i its number of expressions.
     """
-    image, ids, mask = batch["image"], batch["input_ids"], batch["attention_mask"]
+    image, ids = batch["image"], batch["input_ids"]
+    attention_mask = batch["attention_mask"]
     size = len(image)
     owner = torch.arange(size, device=ids.device)  # the sample of each expression
     counts = [1] * size
     if ids.dim() == 3:
         used = torch.arange(ids.shape[1], device=ids.device) < batch["expressions"][:, None]
-        ids, mask = ids[used], mask[used]
+        ids, attention_mask = ids[used], attention_mask[used]
         owner = owner.repeat_interleave(batch["expressions"])
         counts = batch["expressions"].tolist()
     at_once = 1 if image.device.type == "cpu" else size
     logits = []
     with autocast(image.device, amp):
         for part in torch.arange(len(owner), device=ids.device).split(at_once):
-            logits.append(model(image[owner[part]], ids[part], mask[part]))
+            logits.append(model(image[owner[part]], ids[part], attention_mask[part]))
     return list(torch.cat(logits).split(counts))
 
 
@@ -156,7 +157,7 @@ def evaluate(
     counts = Counts(len(dataset), info.device)
     original = config.eval_size == "original"
     for batch in utils.progress(loader, "evaluation", info.rank, len(batches)):
-        batch = to_device(batch, info.device)
+        batch = prepare_batch(batch, info.device)
         logits = expression_logits(model, batch, config.amp)
         if not original:
             counts.add(batch["index"], torch.stack([*map(decide_mask, logits)]), batch["target"])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from data.dataset_refer_bert import OtherObjectExpressions, ReferDataset
-from data.loaders import one_expression_per_object
+from data.loaders import one_expression_per_reference
 from lib.evaluation.bootstrap import Intervals, intervals
 from lib.evaluation.evaluator import EvalConfig, OnPrediction, evaluate
 from lib.evaluation.metrics import Metrics, summarise
@@ -77,12 +77,12 @@ def evaluate_split(
     Args:
         model, dataset, config, info, on_prediction: as for
             :func:`lib.evaluation.evaluator.evaluate`.
-        one_expression_seed: if given, one expression per object is drawn with this seed.
+        one_expression_seed: if given, one expression per reference is drawn with this seed.
         control: also evaluate each object with the expression of another object in its image.
     """
     samples = list(range(len(dataset)))
     if one_expression_seed is not None:
-        samples = one_expression_per_object(dataset.samples_of_ref, one_expression_seed, 0)
+        samples = one_expression_per_reference(dataset.samples_of_ref, one_expression_seed, 0)
     inter, union = evaluate(model, dataset, samples, config, info, on_prediction)
     kinds = dataset.sample_kinds()
     result = summary(inter, union, _objects(dataset, samples), [kinds[i] for i in samples])

@@ -29,8 +29,8 @@ def parameter_groups(
         weight_decay: of all groups but ``*_no_decay``.
         lang_layers: train the first so many BERT layers, but not its embeddings, as published;
             None trains all of BERT.
-        norm_decay: which norms and biases have no weight decay: 'published': the backbone's norms,
-            position embedding and bias tables; 'none': all; 'all': none of them.
+        norm_decay: which norms and biases have weight decay: 'all', 'none', or, as 'published', all
+            but the backbone's norms, position embedding and bias tables.
 
     Returns:
         Groups {name, params, param_names, weight_decay} in the model's order, without empty ones.
@@ -127,22 +127,21 @@ def scaled_lr(lr: float, total_batch: int, base: int) -> float:
 def build_optimizer(
     groups: list[dict[str, Any]],
     lr: float,
-    weight_decay: float,
     amsgrad: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW over the groups, fused into one kernel (LAVT, Sec. 4.2).
 
     Args:
-        groups: of :func:`parameter_groups`.
-        lr, weight_decay, amsgrad: AdamW's.
+        groups: of :func:`parameter_groups`, each with its weight decay.
+        lr, amsgrad: AdamW's.
     """
     # AdamW would save param_names in its state, which published optimizer states do not have.
     plain = [{k: v for k, v in group.items() if k != "param_names"} for group in groups]
-    return torch.optim.AdamW(plain, lr=lr, weight_decay=weight_decay, amsgrad=amsgrad, fused=True)
+    return torch.optim.AdamW(plain, lr=lr, amsgrad=amsgrad, fused=True)
 
 
 def poly_schedule(
     optimizer: torch.optim.Optimizer, total_steps: int, power: float = 0.9
 ) -> LambdaLR:
-    """lr * (1 - step / total)^0.9, to be stepped after every iteration (LAVT, Sec. 4.2)."""
+    """lr * (1 - step / total_steps)^power, stepped after every training step (LAVT, Sec. 4.2)."""
     return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)

@@ -18,7 +18,8 @@ class StateFiles:
     - ``model_last``: the newest state, replaced by each save.
     - ``model_previous``: the one before it, in case ``model_last`` is damaged.
     - ``model_best``: the state after the best epoch.
-    - ``model_nonfinite``: the state at a step whose numbers were not finite, for inspection.
+    - ``model_nonfinite``: the state when a step that is not finite was noticed, for inspection; on
+      a GPU that is up to ``--print_freq`` steps later.
 
     Args:
         folder: the output folder.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import utils
-from data.loaders import Batch, to_device
+from data.loaders import Batch, prepare_batch
 from lib.runtime import autocast
 
 
@@ -24,7 +24,9 @@ class Step(NamedTuple):
         losses: scalars by name, each the mean over the step's batches.
         lr: learning rate of the first group.
         grad_norm: scalar, L2 norm of all gradients, before clipping.
-        finite: scalar bool; False if the step left the weights unchanged.
+        finite: scalar bool; False if the loss of any rank or, without a scaler, the gradient norm
+            is not finite. The weights are then unchanged. (A scaler skips steps whose gradients
+            overflow, too; these count as finite.)
         indices: dataset indices of the step's samples on this rank.
     """
 
@@ -86,7 +88,7 @@ def train_steps(
         before = [b.clone() for b in buffers] if options.restore_buffers else []
         optimizer.zero_grad(set_to_none=True)
         losses = _backward(objective, batches, device, options.amp, scaler)
-        loss = total(losses)
+        loss = total_loss(losses)
         scaler.unscale_(optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if options.clip_grad:
@@ -103,7 +105,7 @@ def train_steps(
         yield Step(loss, losses, lr, norm, finite, indices)
 
 
-def total(losses: dict[str, Tensor]) -> Tensor:
+def total_loss(losses: dict[str, Tensor]) -> Tensor:
     """The loss that is minimised: the sum of all named losses."""
     first, *others = losses.values()
     return sum(others, start=first)
@@ -123,8 +125,8 @@ def _backward(
         last = i + 1 == len(batches)
         with nullcontext() if last else getattr(objective, "no_sync", nullcontext)():
             with autocast(device, amp):
-                losses = objective(to_device(batch, device))
-            scaler.scale(total(losses) / len(batches)).backward()
+                losses = objective(prepare_batch(batch, device))
+            scaler.scale(total_loss(losses) / len(batches)).backward()
         collected.append({name: loss.detach() for name, loss in losses.items()})
     if len(collected) == 1:
         return collected[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import utils
 from data.dataset_refer_bert import ReferDataset
-from data.loaders import RandomExpressionSampler, build_loader, one_expression_per_object
+from data.loaders import RandomExpressionSampler, build_loader, one_expression_per_reference
 from lib import checkpoint, runtime
 from lib.errors import InputError
 from lib.evaluation.evaluator import EvalConfig, evaluate
@@ -67,7 +67,7 @@ class Trainer:
         step: number of steps done in the epoch after them.
         steps: number of steps of an epoch.
         best_oIoU: of the best validation so far, percent; -1 before the first.
-        skipped: number of steps that were not finite, and so changed no weights.
+        skipped: number of steps whose ``finite`` was False.
 
     Args:
         model: on its device, frozen parameters marked.
@@ -107,7 +107,7 @@ class Trainer:
         self.folder = Path("models") / config.model_id
         self.metrics_file = self.folder / "metrics.jsonl"
         self.board: Any = None  # with --tensorboard
-        # The state beside model, optimizer, schedule and scaler.
+        # The training state in addition to model, optimizer, scheduler and scaler.
         self.epoch = self.step = self.skipped = 0
         self.best_oIoU = -1.0
         self.loss_sum, self.loss_count = 0.0, 0  # over the epoch's logged steps
@@ -138,7 +138,9 @@ class Trainer:
                 utils.average_buffers(self.model)
             due = (self.epoch + 1) % config.eval_every == 0 or self.epoch + 1 == config.epochs
             self.finish_epoch(self.validate() if due else None, time.perf_counter() - began)
-            if any(utils.any_rank(bool(self.signals.name))):
+            if self.epoch < stop and any(utils.any_rank(bool(self.signals.name))):
+                if self.unsaved:
+                    self.save([], required=True)
                 raise Stopped(f"stopped by {self.signals.name or 'another process'}")
         if self.unsaved:
             raise InputError(
@@ -190,7 +192,7 @@ class Trainer:
         config = self.config
         if config.val_expressions == "one":
             samples = self.val_set.samples_of_ref
-            indices = one_expression_per_object(samples, config.seed, self.epoch)
+            indices = one_expression_per_reference(samples, config.seed, self.epoch)
         else:
             indices = list(range(len(self.val_set)))
         how = EvalConfig(config.batch_size, config.workers, config.pin_mem, config.amp)
@@ -203,7 +205,12 @@ class Trainer:
             raise Stopped(f"{e} in validation; saved: {self.files.last}") from None
 
     def finish_epoch(self, metrics: Metrics | None, seconds: float) -> None:
-        """Count the epoch, write its line and its state; ``metrics`` of its validation, if any."""
+        """Finish the epoch: append its record, save the state, update the best oIoU.
+
+        Args:
+            metrics: of the epoch's validation; None without one.
+            seconds: that the epoch took.
+        """
         epoch, protocol = self.epoch, self.config.protocol
         loss = self.loss_sum / self.loss_count if self.loss_count else math.nan
         record = {"kind": "epoch", "epoch": epoch, "step": (epoch + 1) * self.steps}
@@ -242,7 +249,7 @@ class Trainer:
             "skipped": self.skipped,
             "recent": [[s.loss.item(), s.lr, s.grad_norm.item()] for s in recent],
             "recent_losses": [{k: v.item() for k, v in s.losses.items()} for s in recent],
-            "shares": rank_states,
+            "rank_states": rank_states,
         }
         return {
             **self.model.to_published(),
@@ -270,7 +277,7 @@ class Trainer:
             self._load_progress(content.get("progress", {}))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
             reason = f"{type(e).__name__}: {e}"
-            raise InputError(f"--resume: its 'progress' is damaged ({reason}): get it again") from e
+            raise InputError(f"{path}: 'progress' is damaged ({reason}): resume another one") from e
 
     def _load_progress(self, saved: dict[str, Any]) -> None:
         self.skipped = saved.get("skipped", 0)
@@ -297,9 +304,12 @@ class Trainer:
             )
             for (loss, lr, norm), losses in zip(saved["recent"], by_name, strict=True)
         ]
-        if not saved["shares"]:
+        rank_states = saved[
+            "rank_states" if "rank_states" in saved else "shares"
+        ]  # earlier versions
+        if not rank_states:
             return
-        state = saved["shares"][self.info.rank]
+        state = rank_states[self.info.rank]
         for name, buffer in self._buffers().items():
             if state["buffers"][name].shape != buffer.shape:
                 raise ValueError(f"shape of {name}")
@@ -335,7 +345,7 @@ class Trainer:
         """Rename the files of an earlier run of this name; drop lines that will be written again.
 
         Args:
-            resume: the checkpoint that the run continues, '' for a fresh run.
+            resume: the checkpoint that is resumed, '' for a fresh run.
         """
         restarted = utils.restarts()
         utils.make_folder(Path(self.config.output_dir))
@@ -411,7 +421,7 @@ class Trainer:
         if required or self.config.save_error == "stop":
             raise error
         self.unsaved = str(error)
-        log.warning("training continues unsaved: %s", error)
+        log.warning("not saved, but training is not stopped: %s", error)
 
     # ---- numbers ----
 
@@ -420,7 +430,11 @@ class Trainer:
         return f"epoch {self.epoch} step {self.step}/{self.steps}"
 
     def log_steps(self, pace: float) -> None:
-        """Log the means of the steps since the last line; a step takes ``pace`` seconds."""
+        """Log this rank's mean losses over the steps since the last line.
+
+        Args:
+            pace: mean seconds per step since this process began the epoch.
+        """
         good, last = [step for step in self.recent if step.finite], self.recent[-1]
         loss = torch.stack([step.loss for step in good]).mean().item() if good else math.nan
         names = good[-1].losses if good else {}
@@ -466,8 +480,11 @@ class Trainer:
         if self.skipped == 1:
             facts = {"step": number, "loss": loss, "grad_norm": norm, "samples": samples}
             content = self.state_dict([]) | {"nonfinite": facts}
-            checkpoint.write_checkpoint(content, self.files.nonfinite)
-            what += f"; the state before it: {self.files.nonfinite}"
+            try:
+                checkpoint.write_checkpoint(content, self.files.nonfinite)
+                what += f"; the state when it was noticed: {self.files.nonfinite}"
+            except InputError as e:
+                what += f"; {e}"
         if stop:
             raise InputError(f"{what}: lower --lr, try --clip_grad 1, or --nonfinite skip")
         log.warning("step skipped: %s", what)

@@ -290,10 +290,11 @@ def test_within_an_epoch_the_division_must_stay(
 
 def test_other_options_are_told(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     train_script.main([*options, "--stop_after", "1"])
-    argv = [*options, "--resume", "auto", "--seed", "3", "--print-freq", "7"]
+    argv = [*options, "--resume", "auto", "--seed", "3", "--print-freq", "7", "--lr", "0.5"]
     train_script.main(argv)
     out = capsys.readouterr().out
-    assert "the run that is resumed had --seed 0, not 3" in out
+    assert "--seed 3: the checkpoint was trained with 0" in out
+    assert "--lr 0.5 is not used when resuming: the checkpoint's" in out
     assert "print_freq" not in out
 
 

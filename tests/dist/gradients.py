@@ -14,7 +14,7 @@ from lib.losses import cross_entropy
 from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
 from lib.training import optim
-from lib.training.steps import total
+from lib.training.steps import total_loss
 from lib.variants import Variant
 from utils import wrap_ddp
 
@@ -64,7 +64,7 @@ def gradients(name: str, rank: int, info: utils.DistInfo | None = None) -> dict[
     objective: torch.nn.Module = Objective(bare, cross_entropy)
     if info is not None:
         objective = wrap_ddp(Objective(bare, cross_entropy), info)
-    total(objective(shard(rank))).backward()
+    total_loss(objective(shard(rank))).backward()
     return {n: p.grad.clone() for n, p in bare.named_parameters() if p.grad is not None}
 
 

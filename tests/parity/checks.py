@@ -291,7 +291,7 @@ def run_training(dtype: torch.dtype, steps: int = 3) -> Training:
     case = golden.cases()[meta["case"]]
     model = golden.build(case, head_bias=False, drop_path=0.0).to(dtype)
     groups = optim.parameter_groups(model, meta["weight_decay"])
-    optimizer = optim.build_optimizer(groups, meta["lr"], meta["weight_decay"], meta["amsgrad"])
+    optimizer = optim.build_optimizer(groups, meta["lr"], meta["amsgrad"])
     scheduler = optim.poly_schedule(optimizer, meta["total_steps"])
     img, ids, mask = golden.inputs(case)
     target = golden.discs(meta["target_discs_cy_cx_r"], (img.shape[2], img.shape[3]))
@@ -469,7 +469,7 @@ def group_rows(lang_layers: int | None = optim.PUBLISHED_LANG_LAYERS) -> list[Ro
 
 def _rate_rows(meta: dict[str, Any]) -> list[Row]:
     optimizer = optim.build_optimizer(
-        [{"params": [torch.zeros(1, requires_grad=True)]}], meta["lr"], meta["weight_decay"]
+        [{"params": [torch.zeros(1, requires_grad=True)]}], meta["lr"]
     )
     scheduler = optim.poly_schedule(optimizer, meta["total_steps"], meta["poly_power"])
     rates = []

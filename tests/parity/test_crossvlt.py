@@ -112,7 +112,7 @@ def train(precision: str) -> Training:
     dtype = getattr(torch, precision)
     model = formula_model("tiny96").to(dtype).train()
     batch, (target, enlarged) = inputs("tiny96", dtype), targets("tiny96")
-    optimizer = optim.build_optimizer(optim.parameter_groups(model, 0.01), meta["lr"], meta["wd"])
+    optimizer = optim.build_optimizer(optim.parameter_groups(model, meta["wd"]), meta["lr"])
     schedule = optim.poly_schedule(optimizer, meta["total_steps"], meta["power"])
     result = Training([], {}, {}, {k: v.numel() for k, v in model.state_dict().items()})
     for step in (1, 2, 3):

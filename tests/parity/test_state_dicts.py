@@ -161,13 +161,13 @@ def test_what_train_py_saves_is_what_the_release_reads(
 ) -> None:
     model = build_nano(name)
     groups = optim.parameter_groups(model, 1e-2)
-    optimizer = optim.build_optimizer(groups, 5e-5, 1e-2)
+    optimizer = optim.build_optimizer(groups, 5e-5)
     # Only the state is used, so most of a trainer is left out.
     trainer = Trainer.__new__(Trainer)
     trainer.model, trainer.optimizer = model, optimizer
     trainer.scheduler = optim.poly_schedule(optimizer, 10)
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    trainer.info = DistInfo(0, 0, 1, torch.device("cpu"))
+    trainer.info = DistInfo(0, 1, torch.device("cpu"))
     trainer.arguments = {"model": name, "lr": 5e-5, "mha": "", "splits": ["val"]}
     trainer.epoch, trainer.step, trainer.steps, trainer.skipped = 4, 0, 5, 0
     trainer.loss_sum, trainer.loss_count, trainer.recent = 0.0, 0, []

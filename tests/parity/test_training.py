@@ -51,7 +51,7 @@ def test_asking_for_no_unused_gradients_changes_no_update(build_nano: Build) -> 
         groups = optim.parameter_groups(model, 1e-2, lang_layers=1)
         if freeze:
             optim.freeze_unused(model, groups)
-        optimizer = optim.build_optimizer(groups, 1e-3, 1e-2)
+        optimizer = optim.build_optimizer(groups, 1e-3)
         image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
         ids, target = torch.randint(1, 60, (2, 20)), torch.randint(0, 2, (2, 64, 64))
         model.train()

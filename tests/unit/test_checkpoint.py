@@ -15,6 +15,7 @@ from lib.checkpoint import describe, load_model, load_training, read_checkpoint,
 from lib.errors import InputError
 from lib.lavt import LAVT
 from lib.training import optim
+from lib.training.steps import _update
 from tests.conftest import Build
 
 
@@ -189,7 +190,7 @@ def test_describe(build_nano: Build) -> None:
 
 def training(model: LAVT, lang_layers: int = 10) -> tuple[Any, Any]:
     groups = optim.parameter_groups(model, 0.1, lang_layers)
-    optimizer = optim.build_optimizer(groups, 1e-3, 0.1)
+    optimizer = optim.build_optimizer(groups, 1e-3)
     return optimizer, optim.poly_schedule(optimizer, 10)
 
 
@@ -210,6 +211,29 @@ def test_training_state_is_continued(tmp_path: Path, build_nano: Build) -> None:
     assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
     for p in again.param_groups[0]["params"]:
         assert torch.equal(again.state[p]["exp_avg"], optimizer.state[p]["exp_avg"])
+
+
+def test_the_release_s_optimizer_state_trains_on(build_nano: Build) -> None:
+    """It is not fused, and older torch versions counted steps in ints."""
+    model = build_nano()
+    optimizer, scheduler = training(model)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        for key in ("fused", "foreach", "capturable", "differentiable", "decoupled_weight_decay"):
+            group.pop(key, None)
+    for moments in state["state"].values():
+        moments["step"] = 1
+    content = {"optimizer": state, "lr_scheduler": scheduler.state_dict(), "epoch": 0}
+    again, schedule = training(model)
+    load_training(content, "a.pth", again, schedule)
+    before = parameters[0].clone()
+    _update(again, torch.amp.GradScaler("cpu", enabled=False), torch.tensor(True))
+    assert not torch.equal(parameters[0], before)
+    assert again.state[parameters[0]]["step"] == 2
 
 
 @pytest.mark.parametrize("key", ["optimizer", "lr_scheduler", "epoch"])

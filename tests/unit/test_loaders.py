@@ -17,8 +17,8 @@ from data.loaders import (
     RandomExpressionSampler,
     ShardedBatches,
     build_loader,
-    one_expression_per_object,
-    to_device,
+    one_expression_per_reference,
+    prepare_batch,
 )
 from data.transforms import as_tensor, normalize, resize_image
 from lib.errors import InputError
@@ -112,10 +112,10 @@ def test_shards_drop_and_pad_nothing(world: int) -> None:
 
 
 def test_one_expression_for_validation() -> None:
-    drawn = one_expression_per_object(OBJECTS, 0, 0)
+    drawn = one_expression_per_reference(OBJECTS, 0, 0)
     assert [sample // 10 for sample in drawn] == list(range(23))
-    assert drawn == one_expression_per_object(OBJECTS, 0, 0)
-    assert drawn != one_expression_per_object(OBJECTS, 0, 1)
+    assert drawn == one_expression_per_reference(OBJECTS, 0, 0)
+    assert drawn != one_expression_per_reference(OBJECTS, 0, 1)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_batches_of_bytes_become_the_samples(dataset: ReferDataset, workers: int
     """The second sample of an image is made from the same decoded image."""
     (batch,) = build_loader(dataset, ShardedBatches(range(4), 4), workers)
     assert batch["image"].dtype == batch["target"].dtype == torch.uint8
-    moved = to_device(batch, torch.device("cpu"))
+    moved = prepare_batch(batch, torch.device("cpu"))
     assert moved["image"].is_contiguous()
     assert moved["target"].dtype == torch.int64
     for i in range(4):

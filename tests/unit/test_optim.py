@@ -85,7 +85,7 @@ def test_after_freezing_all_that_asks_for_a_gradient_gets_one(
 
 def test_schedule_ends_at_zero_and_not_below() -> None:
     optimizer = optim.build_optimizer(
-        [{"params": [torch.zeros(1, requires_grad=True)], "weight_decay": 0.0}], 0.1, 0.0
+        [{"params": [torch.zeros(1, requires_grad=True)], "weight_decay": 0.0}], 0.1
     )
     scheduler = optim.poly_schedule(optimizer, 4)
     rates = []
@@ -99,7 +99,7 @@ def test_schedule_ends_at_zero_and_not_below() -> None:
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_optimizer_takes_the_options(amsgrad: bool, build_nano: Build) -> None:
     groups = optim.parameter_groups(build_nano(), 0.1)
-    optimizer = optim.build_optimizer(groups, 3e-4, 0.1, amsgrad)
+    optimizer = optim.build_optimizer(groups, 3e-4, amsgrad)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1, 0.1, 0.1]
     assert {g["lr"] for g in optimizer.param_groups} == {3e-4}

@@ -24,7 +24,7 @@ def open_parts(path: Path, world: int) -> list[PredictionsFile]:
     """The file as each rank opens it."""
     cpu = torch.device("cpu")
     return [
-        PredictionsFile(path, "standard", DistInfo(rank, rank, world, cpu)).__enter__()
+        PredictionsFile(path, "standard", DistInfo(rank, world, cpu)).__enter__()
         for rank in range(world)
     ]
 
@@ -80,7 +80,7 @@ def test_after_an_error_no_part_is_left(tmp_path: Path) -> None:
 
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    info = DistInfo(0, 0, 1, torch.device("cpu"))
+    info = DistInfo(0, 1, torch.device("cpu"))
     with PredictionsFile(None, "standard", info) as file:
         assert file.writer(None) is None  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == []

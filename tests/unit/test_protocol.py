@@ -90,7 +90,7 @@ def evaluated(
 ) -> tuple[list[list[int]], list[SamplePrediction]]:
     predictions: list[SamplePrediction] = []
     config = EvalConfig(batch_size, eval_size="original" if original else "model")
-    info = DistInfo(0, 0, 1, torch.device("cpu"))
+    info = DistInfo(0, 1, torch.device("cpu"))
     everything = list(range(len(data)))
     result = evaluate(model or Stub(), data, everything, config, info, predictions.append)
     return np.stack(result, axis=1).tolist(), predictions

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
-from data.loaders import to_device
+from data.loaders import prepare_batch
 from lib import cpu, runtime
 from lib.errors import InputError
 from lib.evaluation.metrics import intersection_union
@@ -72,7 +72,7 @@ def train(
     torch.manual_seed(3)
     groups = parameter_groups(model, 1e-2, None)
     freeze_unused(model, groups)
-    optimizer = build_optimizer(groups, lr, 1e-2)
+    optimizer = build_optimizer(groups, lr)
     schedule = poly_schedule(optimizer, len(batches))
     scaler = torch.amp.GradScaler("cpu", enabled=options.amp == "fp16", init_scale=2.0**12)
     objective = Objective(model, LOSSES["ce"])
@@ -137,7 +137,7 @@ def trained(batches: list[dict[str, Tensor]]) -> Segmenter:
 def masks(model: Segmenter, batches: list[dict[str, Tensor]], amp: str) -> Tensor:
     result = []
     for batch in batches:
-        batch = to_device(batch, CPU)
+        batch = prepare_batch(batch, CPU)
         with autocast(CPU, amp):
             logits = model(batch["image"], batch["input_ids"], batch["attention_mask"])
         result.append(logits.argmax(1))

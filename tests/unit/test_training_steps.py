@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 
 import utils
-from data.loaders import to_device
+from data.loaders import prepare_batch
 from lib.losses import LOSSES
 from lib.model import Objective
 from lib.runtime import AMP, autocast, resolve_amp
 from lib.segmentation import MODELS, build_model
 from lib.swin import SWIN_SIZES, SwinSize
 from lib.training.optim import build_optimizer, freeze_unused, parameter_groups, poly_schedule
-from lib.training.steps import Step, StepOptions, _update, total, train_steps
+from lib.training.steps import Step, StepOptions, _update, total_loss, train_steps
 
 CPU = torch.device("cpu")
 PLAIN = StepOptions()
@@ -58,7 +58,7 @@ def train(
     torch.manual_seed(1)
     model = Toy()
     groups = [{"name": "all", "params": list(model.parameters())}]
-    optimizer = build_optimizer(groups, 1e-2, 1e-2)
+    optimizer = build_optimizer(groups, 1e-2)
     scheduler = poly_schedule(optimizer, 100)
     steps = list(train_steps(model, data, optimizer, scheduler, CPU, options, **extra))
     return model, steps
@@ -143,7 +143,7 @@ def test_nonfinite_gradients_of_a_finite_loss() -> None:
     torch.manual_seed(1)
     model = Cliff()
     before = {k: v.clone() for k, v in model.named_parameters()}
-    optimizer = build_optimizer([{"name": "all", "params": list(model.parameters())}], 1e-2, 0)
+    optimizer = build_optimizer([{"name": "all", "params": list(model.parameters())}], 1e-2)
     scheduler = poly_schedule(optimizer, 10)
     [step] = train_steps(model, batches(1), optimizer, scheduler, CPU)
     assert torch.isfinite(step.loss)
@@ -196,7 +196,7 @@ def test_fused_adamw_equals_the_plain_one() -> None:
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-2, fused=fused)
         for batch in batches(5):
             optimizer.zero_grad()
-            total(model(to_device(batch, CPU))).backward()
+            total_loss(model(prepare_batch(batch, CPU))).backward()
             optimizer.step()
         models.append(model)
     for name, p in models[0].named_parameters():
@@ -210,7 +210,7 @@ def test_found_inf_skips_the_update_on_the_device(amsgrad: bool) -> None:
     """Weights, moments and the count of steps stay; then the same step is made."""
     weight = nn.Parameter(torch.ones(3))
     group = {"name": "all", "params": [weight]}
-    optimizer = build_optimizer([group], 0.1, 0.01, amsgrad)
+    optimizer = build_optimizer([group], 0.1, amsgrad)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     weight.grad = torch.tensor([1.0, 2.0, 3.0])
     _update(optimizer, scaler, torch.tensor(True))
@@ -256,7 +256,7 @@ def test_a_step_waits_for_nothing(
     model = build_model(name, swin_type="nano", window_size=7, text_config=text_config)
     groups = parameter_groups(model, 1e-2, 10)
     freeze_unused(model, groups)
-    optimizer = build_optimizer(groups, 1e-3, 1e-2)
+    optimizer = build_optimizer(groups, 1e-3)
     words = (2, MODELS[name].max_tokens)
     batch = {
         "image": torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8),

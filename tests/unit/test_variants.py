@@ -85,7 +85,7 @@ def test_loss_falls_and_used_parameters_get_gradients(
     model = seeded(build_nano, variant=Variant(**changes)).train()
     groups = optim.parameter_groups(model, 0.01, None)
     optim.freeze_unused(model, groups)
-    optimizer = optim.build_optimizer(groups, 3e-3, 0.01)
+    optimizer = optim.build_optimizer(groups, 3e-3)
     losses = []
     for _ in range(8):
         optimizer.zero_grad(set_to_none=True)

@@ -4,7 +4,7 @@ CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-# ---- quickstart: a small LAVT learns generated images, from nothing, in minutes ----
+# ---- quickstart: a small LAVT learns generated images, from random weights, in minutes ----
 QS := quickstart
 QS_MODEL := --model lavt_one --swin_type micro --img_size 112 --ape 28 \
 	--refer_data_root $(QS)/data --ck_bert $(QS)/data/bert --bert_tokenizer $(QS)/data/bert
@@ -76,7 +76,7 @@ test-gpu: .venv/.ready-dev  ## the tests that need CUDA
 parity: .venv/.ready-dev  ## the numbers against the official release's, in one table
 	$(RUN) -m tests.parity.table
 
-bench: .venv/.ready $(QS)/data/refshapes.json  ## speed of this machine, and the README's table of it
+bench: .venv/.ready $(QS)/data/refshapes.json  ## speed of this machine; its tables go to docs/speed.md
 	$(RUN) -m benchmarks.bench --data $(QS)/data
 
 lint: .venv/.ready-dev  ## format and lint

@@ -1,6 +1,6 @@
 """Annotations of RefCOCO's size and form, made up: 50,000 objects in 19,994 images.
 
-The counts are RefCOCO's (refer/sizes.py has them all). Outlines are closed curves of COCO's
+The counts are RefCOCO's (refer/datasets.py has them all). Polygons are closed curves of COCO's
 usual number of points. Expressions are drawn from a list of real ones where there is one, else
 from RefShapes' words. There are no image files.
 """

@@ -443,17 +443,17 @@ def as_text(report: Report) -> str:
 
 def _counts_table(splits: Sequence[Split]) -> list[str]:
     width = max(7, *(min(len(split.name), 20) for split in splits))
-    heads = [f"{head:^20}" for head in ("references", "sentences", "images")]
+    heads = [f"{head:^20}" for head in ("references", "expressions", "images")]
     lines = [(" " * width + "".join(heads)).rstrip()]
     lines.append(f"{'split':{width}}" + f"{'found':>9}{'published':>11}" * 3)
     for split in splits:
         row = f"{split.name[:20]:{width}}"
         for field in ("refs", "sentences", "images"):
             known = getattr(split.published, field, None)
-            told = "-" if known is None else str(known)
+            text = "-" if known is None else str(known)
             if field == "sentences" and not split.verified:
-                told += "?"
-            row += f"{getattr(split.found, field):>9}{told:>11}"
+                text += "?"
+            row += f"{getattr(split.found, field):>9}{text:>11}"
         verdict = {True: "  as published", False: "  differs", None: ""}[split.as_published]
         lines.append(row + verdict)
     return lines

@@ -88,9 +88,9 @@ def test_resume_within_an_epoch() -> None:
 def test_too_few_samples() -> None:
     with pytest.raises(InputError) as caught:
         RandomExpressionSampler(OBJECTS, 8, 0, 0, 3)
-    message = "23 objects to train on, 3 processes x --batch_size 8 needs 24; lower --batch_size"
+    message = "23 references to train on, 3 processes x --batch_size 8 needs 24; lower --batch_size"
     assert message in str(caught.value)
-    with pytest.raises(InputError, match="0 objects to train on, --batch_size 2 needs 2"):
+    with pytest.raises(InputError, match="0 references to train on, --batch_size 2 needs 2"):
         RandomExpressionSampler([], 2, 0)
     with pytest.raises(InputError, match="--batch_size must be at least 1, not 0"):
         RandomExpressionSampler(OBJECTS, 0, 0)

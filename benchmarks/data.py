@@ -339,7 +339,7 @@ def tables(record: dict[str, Any]) -> str:
     """A result file as Markdown."""
     start, samples, memory = record["start"], record["samples"], record["memory"]
     megabytes = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in start["files"].items())
-    head = [f"start ({megabytes})", "of the processor", "of it loading"]
+    head = [f"start ({megabytes})", "CPU time", "CPU time of loading"]
     row = [f"{start['best'][k]:.2f} s" for k in ("wall", "cpu", "cpu_load")]
     parts = [f"{record['machine']['cpu']}, {record['machine']['cpus']} CPUs", markdown(head, [row])]
 
@@ -347,7 +347,7 @@ def tables(record: dict[str, Any]) -> str:
     head = [f"proportional memory, MB, main process + {workers} workers", "main alone"]
     head += ["before a pass", "after it", "of it a worker"]
     rows = []
-    for name, title in (("arrays", "arrays"), ("dicts", "a dict a record")):
+    for name, title in (("arrays", "arrays"), ("dicts", "one dict per record")):
         sizes = [memory[name][k] for k in ("main_mb", "before_mb", "after_mb", "worker_after_mb")]
         rows.append([title, *(f"{size:.0f}" for size in sizes)])
     parts.append(markdown(head, rows))

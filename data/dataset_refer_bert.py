@@ -147,14 +147,14 @@ class ReferDataset(Dataset[Sample]):
         self.texts = arrays.sent if text == "sent" else arrays.raw
         self.records = Records(self)
         refs = _rows_of_split(refer, split)
-        counts = arrays.sentence[refs + 1] - arrays.sentence[refs]
+        counts = np.diff(arrays.expression_offsets)[refs]
         refs, counts = refs[counts > 0], counts[counts > 0]
         self.expression_count = int(counts.sum())
         per_ref = counts if eval_mode == "each" else np.ones_like(counts)
         self.samples_of_ref = Spans(offsets(per_ref))
         self._ref = refs.repeat(per_ref)  # the reference row of each sample
         # The expression rows of all samples, and which of them each sample has.
-        self._rows = arrays.sentence[refs].repeat(counts) + _count_up(counts)
+        self._rows = arrays.expression_offsets[refs].repeat(counts) + _count_up(counts)
         self._spans = Spans(offsets(np.ones_like(self._rows) if eval_mode == "each" else counts))
         inputs = self.texts.take(self._rows)
         if eval_mode == "cat":
@@ -221,7 +221,8 @@ class ReferDataset(Dataset[Sample]):
     def _ann_ids(self, row: int) -> list[int]:
         """The annotations of a reference."""
         arrays = self.arrays
-        return arrays.ann_id[arrays.annotation[row] : arrays.annotation[row + 1]].tolist()
+        first, end = arrays.annotation_offsets[row : row + 2]
+        return arrays.ann_id[first:end].tolist()
 
     def _expression_rows(self, index: int) -> Ints:
         span = self._spans[index]
@@ -277,7 +278,8 @@ class ReferDataset(Dataset[Sample]):
     def _segmentations(self, index: int) -> Iterable[tuple[Any, str]]:
         """Each annotation's segmentation, and its name for error messages."""
         arrays, row = self.arrays, int(self._ref[index])
-        for i in range(int(arrays.annotation[row]), int(arrays.annotation[row + 1])):
+        first, end = arrays.annotation_offsets[row : row + 2].tolist()
+        for i in range(first, end):
             name = f"annotation {arrays.ann_id[i]} of reference {arrays.ref_id[row]}"
             yield arrays.segmentation(i), f"{self.refer!r}: {name}"
 

@@ -79,14 +79,14 @@ class Arrays:
         image: (R,) row of its image.
         same_category: (R,) number of other annotations of its image with its category.
         split: of R references, as in the pickle.
-        sentence: (R + 1,) reference r has the expressions from row [r] to row [r + 1].
+        expression_offsets: (R + 1,) reference r has the expressions from row [r] to row [r + 1].
         sent_id, raw, sent: of S expressions.
-        annotation: (R + 1,) reference r has the annotations from row [r] to row [r + 1].
+        annotation_offsets: (R + 1,) reference r has the annotations from row [r] to row [r + 1].
         ann_id: of A annotations.
-        outline: (A + 1,) annotation a has the polygons from [a] to [a + 1].
-        polygon: (P + 1,) polygon p has the numbers from [p] to [p + 1].
-        numbers: (N,) float64, x and y in turn, pixels.
-        other: of A annotations, the segmentation as JSON if it is not a list of polygons, or ''.
+        polygon_offsets: (A + 1,) annotation a has the polygons from [a] to [a + 1].
+        coordinate_offsets: (P + 1,) polygon p has the coordinates from [p] to [p + 1].
+        coordinates: (N,) float64, x and y in turn, pixels.
+        other_segmentation: of A annotations, JSON if it is not a list of polygons, else ''.
         height, width, file_name: of I images; pixels.
         image_ids, image_rows: (I,) ids in rising order and the row of each.
         cat_id, cat_name: of C categories.
@@ -98,16 +98,16 @@ class Arrays:
     image: Ints
     same_category: Ints
     split: Texts
-    sentence: Ints
+    expression_offsets: Ints
     sent_id: Ints
     raw: Texts
     sent: Texts
-    annotation: Ints
+    annotation_offsets: Ints
     ann_id: Ints
-    outline: Ints
-    polygon: Ints
-    numbers: npt.NDArray[np.float64]
-    other: Texts
+    polygon_offsets: Ints
+    coordinate_offsets: Ints
+    coordinates: npt.NDArray[np.float64]
+    other_segmentation: Texts
     height: Ints
     width: Ints
     file_name: Texts
@@ -143,10 +143,12 @@ class Arrays:
 
     def segmentation(self, row: int) -> Any:
         """COCO's segmentation of an annotation; polygons as arrays."""
-        if self.other.ends[row] < self.other.ends[row + 1]:
-            return json.loads(self.other[row])
-        ends = self.polygon[self.outline[row] : self.outline[row + 1] + 1].tolist()
-        return [self.numbers[a:b] for a, b in pairwise(ends)]
+        if self.other_segmentation.ends[row] < self.other_segmentation.ends[row + 1]:
+            return json.loads(self.other_segmentation[row])
+        ends = self.coordinate_offsets[
+            self.polygon_offsets[row] : self.polygon_offsets[row + 1] + 1
+        ].tolist()
+        return [self.coordinates[a:b] for a, b in pairwise(ends)]
 
     def image_row(self, image_id: int) -> int | None:
         """Row of an image by its id; None without it."""
@@ -189,7 +191,7 @@ def _references(
 def _sentences(refs: Sequence[Record]) -> dict[str, Any]:
     sentences = [sentence for ref in refs for sentence in ref["sentences"]]
     return {
-        "sentence": offsets([len(ref["sentences"]) for ref in refs]),
+        "expression_offsets": offsets([len(ref["sentences"]) for ref in refs]),
         "sent_id": np.array([sentence["sent_id"] for sentence in sentences], np.int64),
         "raw": Texts.pack(sentence["raw"] for sentence in sentences),
         "sent": Texts.pack(sentence["sent"] for sentence in sentences),
@@ -209,8 +211,8 @@ def _images(images: Mapping[int, Record]) -> dict[str, Any]:
 
 
 def _annotations(refs: Sequence[Record], annotations: Mapping[int, Record]) -> dict[str, Any]:
-    numbers = array("d")
-    polygons: list[int] = []  # numbers of each
+    coordinates = array("d")
+    lengths: list[int] = []  # number of coordinates of each polygon
     counts: list[int] = []  # polygons of each annotation
     other: list[str] = []
     ids = [ann_id for ref in refs for ann_id in ref["ann_ids"]]
@@ -220,15 +222,15 @@ def _annotations(refs: Sequence[Record], annotations: Mapping[int, Record]) -> d
         other.append(_as_json(segmentation) if drawn is None else "")
         counts.append(len(drawn or ()))
         for polygon in drawn or ():
-            polygons.append(len(polygon))
-            numbers.extend(polygon)
+            lengths.append(len(polygon))
+            coordinates.extend(polygon)
     return {
-        "annotation": offsets([len(ref["ann_ids"]) for ref in refs]),
+        "annotation_offsets": offsets([len(ref["ann_ids"]) for ref in refs]),
         "ann_id": np.array(ids, np.int64),
-        "outline": offsets(counts),
-        "polygon": offsets(polygons),
-        "numbers": np.array(numbers, np.float64),
-        "other": Texts.pack(other),
+        "polygon_offsets": offsets(counts),
+        "coordinate_offsets": offsets(lengths),
+        "coordinates": np.array(coordinates, np.float64),
+        "other_segmentation": Texts.pack(other),
     }
 
 

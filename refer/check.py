@@ -35,7 +35,7 @@ from refer.refer import REFER, in_split
 
 OUTSIDE = 1.0  # pixels by which a corner may leave the image; drawing clips it
 EXAMPLES = 3  # printed per check; the JSON file has all
-MAX_SPLITS = 20  # counted by name; the others in 'all' alone
+MAX_SPLITS = 20  # counted by name; the others only in 'all'
 THREADS = 8  # that decode images
 
 
@@ -120,12 +120,12 @@ class Report:
         }
 
 
-class Installation(REFER):
+class CheckedREFER(REFER):
     """A dataset; the references that `REFER` raises errors for become findings.
 
     Attributes:
         sound: the references with an annotation and an image, each ref_id once; the methods
-            of `REFER` know these alone. `data['refs']` still has all.
+            of `REFER` know only these. `data['refs']` still has all.
         index_checks: the checks of ids.
     """
 
@@ -145,12 +145,12 @@ class Installation(REFER):
 
     def _index_refs(self, refs: list[Ref], path: Path) -> None:
         first, again = _repeats(refs, "ref_id")
-        alone = [r for r in first.values() if not self.Anns.keys() >= set(r["ann_ids"])]
-        nowhere = [ref for ref in first.values() if ref["image_id"] not in self.Imgs]
-        aside = {ref["ref_id"] for ref in alone + nowhere}
-        self.sound = [ref for ref in first.values() if ref["ref_id"] not in aside]
+        unannotated = [r for r in first.values() if not self.Anns.keys() >= set(r["ann_ids"])]
+        without_image = [ref for ref in first.values() if ref["image_id"] not in self.Imgs]
+        unusable = {ref["ref_id"] for ref in unannotated + without_image}
+        self.sound = [ref for ref in first.values() if ref["ref_id"] not in unusable]
         super()._index_refs(self.sound, path)
-        moved = [
+        in_other_image = [
             r
             for r in self.sound
             if {ann["image_id"] for ann in self.refToAnns[r["ref_id"]]} - {r["image_id"]}
@@ -158,9 +158,13 @@ class Installation(REFER):
         sent_ids = Counter(s["sent_id"] for ref in first.values() for s in ref["sentences"])
         for name, title, found in (
             ("repeated_ref_id", "references with the id of an earlier one", _names(again)),
-            ("no_annotation", "references without their annotation", _names(alone, "ann_ids")),
-            ("no_image_record", "references to unlisted images", _names(nowhere, "image_id")),
-            ("other_image", "annotations of another image", _names(moved, "ann_ids")),
+            (
+                "no_annotation",
+                "references without their annotation",
+                _names(unannotated, "ann_ids"),
+            ),
+            ("no_image_record", "references to unlisted images", _names(without_image, "image_id")),
+            ("other_image", "annotations of another image", _names(in_other_image, "ann_ids")),
         ):
             self._add(name, title, len(refs), found)
         found = [f"sentence {sent_id}, {n} times" for sent_id, n in sent_ids.items() if n > 1]
@@ -188,7 +192,7 @@ def _value(ref: Ref, key: str) -> str:
 
 
 def examine(
-    refer: Installation,
+    refer: CheckedREFER,
     *,
     tokenizer: Tokenizer | None = None,
     max_tokens: int = 20,
@@ -244,7 +248,7 @@ def _count(refer: REFER) -> list[Split]:
     return rows
 
 
-def _check_objects(refer: Installation) -> list[Check]:
+def _check_objects(refer: CheckedREFER) -> list[Check]:
     """Draw every annotation of every reference."""
     damaged: list[str] = []
     outside: list[str] = []
@@ -348,11 +352,11 @@ def _check_expressions(
         if is_over
     ]
     empty = [f"sentence {s['sent_id']}" for s in sentences if not s["raw"].strip()]
-    silent = [ref for ref in refs if not ref["sentences"]]
+    wordless = [ref for ref in refs if not ref["sentences"]]
     title = f"expressions over {max_tokens} tokens"
     return [
         Check("empty_expression", "empty expressions", True, len(texts), empty),
-        Check("no_expression", "references without expression", False, len(refs), _names(silent)),
+        Check("no_expression", "references without expression", False, len(refs), _names(wordless)),
         Check("long_expression", title, False, len(texts), too_long, remark if too_long else ""),
     ]
 
@@ -368,7 +372,7 @@ def _check_shared_images(refs: Iterable[Ref]) -> Check:
     return Check("shared_image", "images in several splits", False, len(labels), found, remark)
 
 
-def _check_images(refer: Installation, decode: bool) -> list[Check]:
+def _check_images(refer: CheckedREFER, decode: bool) -> list[Check]:
     """Look for the images of all references; open them only if `decode`."""
     missing: list[str] = []
     present: list[int] = []
@@ -508,7 +512,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         utils.make_folder(args.json.parent)
     tokenizer = load_tokenizer(args.bert_tokenizer) if args.bert_tokenizer else None
-    refer = Installation(args.refer_data_root, args.dataset, args.splitBy, args.image_root)
+    refer = CheckedREFER(args.refer_data_root, args.dataset, args.splitBy, args.image_root)
     if not refer.data["refs"]:
         raise InputError(f"{refer.DATA_DIR / f'refs({args.splitBy}).p'} has no references")
     report = examine(refer, tokenizer=tokenizer, max_tokens=args.max_tokens, decode=args.images)

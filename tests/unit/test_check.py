@@ -50,7 +50,7 @@ def sound_instances() -> Tables:
 
 
 def examine(root: Path, **options: Any) -> check.Report:
-    return check.examine(check.Installation(root, "refcoco", "unc"), **options)
+    return check.examine(check.CheckedREFER(root, "refcoco", "unc"), **options)
 
 
 def result(report: check.Report, damage: bool) -> dict[str, int]:
@@ -75,7 +75,7 @@ def test_sound_data(tmp_path: Path) -> None:
 def test_real_subsets_are_sound(root: Path, dataset: str, split_by: str) -> None:
     if not root.is_dir():
         pytest.skip("no real subset beside the checkout")
-    report = check.examine(check.Installation(root, dataset, split_by), decode=True)
+    report = check.examine(check.CheckedREFER(root, dataset, split_by), decode=True)
     assert report.sound, check.as_text(report)
     assert "a subset, or data of your own" in check.as_text(report)
 
@@ -177,7 +177,7 @@ def test_counting_runs_equals_painting(tmp_path: Path) -> None:
         for number in range(100)
     ]
     refs = [make_ref(number, number, 101, "train", ["it"]) for number in range(100)]
-    refer = check.Installation(write_root(tmp_path, refs, instances), "refcoco", "unc")
+    refer = check.CheckedREFER(write_root(tmp_path, refs, instances), "refcoco", "unc")
     lost = 0
     for ref in refer.sound:
         mask = refer.getMask(ref)["mask"]

@@ -27,7 +27,7 @@ from lib.checkpoint.swin import load_swin_weights
 from lib.errors import LONGEST, InputError
 from lib.predictor import open_upright
 from refer import REFER
-from refer.check import Installation, examine
+from refer.check import CheckedREFER, examine
 from refer.images import open_rgb
 from refer.masks import draw_components
 from refer.pickles import load_refs
@@ -199,7 +199,7 @@ def test_segmentations(tmp_path: Path, name: str) -> None:
     refer = REFER(write_root(tmp_path, instances=content))
     message = error_of(lambda: refer.getMask(refer.Refs[1]))
     assert "annotation 11 of reference 1" in message
-    assert not examine(Installation(tmp_path)).sound
+    assert not examine(CheckedREFER(tmp_path)).sound
 
 
 def test_many_components_are_painted() -> None:

@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lib.errors",),
 )
 # A benchmark may be run by another; the figures of attention belong to the predictor's layer.
-BUDGET_FILES, BUDGET_LINES = 43, 6900  # of the project's files that `import train` loads
+BUDGET_FILES, BUDGET_LINES = 43, 7000  # of the project's files that `import train` loads
 
 
 def module_of(name: str) -> str:

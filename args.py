@@ -346,7 +346,7 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.eval_mode != "each" and args.val_expressions == "one":
         raise InputError(
             f"--eval_mode {args.eval_mode} needs all expressions of a reference, "
-            "--val_expressions one draws a single one: remove one of the two flags"
+            "--val_expressions one draws a single one: give one of the two flags"
         )
     if not args.resume:
         raise InputError("--resume is missing: give the checkpoint to evaluate")

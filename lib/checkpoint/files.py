@@ -62,7 +62,7 @@ def _load(path: Path) -> Any:
         if other := re.search(r"GLOBAL ([\w.]+)|class .?([\w.]+\.\w+)", str(e)):
             raise InputError(
                 f"{path} holds more than tensors and plain values ({other[1] or other[2]}), which "
-                "could run code: save it again with tensors and plain values only"
+                "could run code: save it again without them"
             ) from e
         if "Unsupported operand" in str(e):
             raise InputError(

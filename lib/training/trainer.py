@@ -249,7 +249,7 @@ class Trainer:
             "skipped": self.skipped,
             "recent": [[s.loss.item(), s.lr, s.grad_norm.item()] for s in recent],
             "recent_losses": [{k: v.item() for k, v in s.losses.items()} for s in recent],
-            "rank_states": rank_states,
+            "shares": rank_states,  # a key that all versions read
         }
         return {
             **self.model.to_published(),
@@ -304,9 +304,7 @@ class Trainer:
             )
             for (loss, lr, norm), losses in zip(saved["recent"], by_name, strict=True)
         ]
-        rank_states = saved[
-            "rank_states" if "rank_states" in saved else "shares"
-        ]  # earlier versions
+        rank_states = saved["shares"]
         if not rank_states:
             return
         state = rank_states[self.info.rank]

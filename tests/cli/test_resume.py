@@ -389,6 +389,33 @@ def test_numbers_gone_wrong_are_skipped(
         assert torch.isfinite(value).all(), name
 
 
+def test_skipping_needs_no_room_on_the_disk(
+    options: list[str],
+    bad_loss: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The file for inspection is missing then, and the message says so."""
+
+    def fail(content: dict[str, Any], path: Path) -> None:
+        raise InputError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(trainer.checkpoint, "write_checkpoint", fail)
+    bad_loss(4)
+    train_script.main([*options, "--nonfinite", "skip", "--stop_after", "1"])
+    [line] = [x for x in capsys.readouterr().out.splitlines() if "step skipped: loss nan" in x]
+    assert "No space left on device" in line
+
+
+def test_the_last_line_names_a_file_that_exists(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_script.main([*options, "--stop_after", "1", "--eval_every", "2"])
+    path = Path(capsys.readouterr().out.split("done: ")[1].strip())
+    assert path == Path("checkpoints/model_last_lavt.pth")
+    assert path.is_file()
+
+
 def test_a_learning_rate_that_explodes(options: list[str]) -> None:
     """No planted number: what users really meet."""
     message = one_line_error(train_script.main, [*options, "--lr", "2e9", "--loss", "ce"])

@@ -16,6 +16,9 @@ from data.loaders import Batch, prepare_batch
 from lib.runtime import autocast
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 class Step(NamedTuple):
     """The numbers of one training step; tensors stay on the device until they are read.
 
@@ -81,7 +84,7 @@ def train_steps(
     objective.train()
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in objective.modules() if isinstance(m, BATCH_NORMS)]
     buffers = [b for m in norms for b in m.buffers()]
     iterator = iter(loader)
     while batches := list(islice(iterator, options.accumulate)):

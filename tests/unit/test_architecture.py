@@ -134,6 +134,19 @@ def test_the_network_is_plain() -> None:
     assert not wrong
 
 
+def test_private_names_of_torch_stay_in_lib_cpu() -> None:
+    private = [
+        f"{name} uses {used}"
+        for name, tree in FILES.items()
+        if not name.startswith("lib/cpu/")
+        for used in {*attributes(tree), *imports(tree)}
+        for root, *parts in [used.split(".")]
+        if root in ("torch", "nn", "F", "dist")
+        and any(part.startswith("_") and not part.startswith("__") for part in parts)
+    ]
+    assert not private
+
+
 def test_the_accelerated_modules_are_imported_in_two_functions_only() -> None:
     users = {
         name

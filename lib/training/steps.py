@@ -15,7 +15,6 @@ import utils
 from data.loaders import Batch, prepare_batch
 from lib.runtime import autocast
 
-
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 

@@ -559,14 +559,14 @@ def preprocessing_rows() -> list[Row]:
         )
         sums = difference(resized.long().sum((1, 2)), case["resized_uint8_sum"])
         rows += [
-            Row(f"picture {size}, resized, grey levels", 0, max(pixels, sums)),
+            Row(f"image {size}, resized, grey levels", 0, max(pixels, sums)),
             Row(
-                f"picture {size}, normalised",
+                f"image {size}, normalised",
                 0,
                 difference(golden.sample(normal, 2048), stored[f"{size}_image_sample"]),
             ),
             Row(
-                f"picture {size}, mask, pixels",
+                f"image {size}, mask, pixels",
                 0,
                 unequal(
                     target.flatten().tolist(), np.unpackbits(stored[f"{size}_mask_bits"]).tolist()
@@ -598,5 +598,5 @@ def tokenization_rows(vocabulary: Path) -> list[Row]:
         ids, mask = encode(tokenizer, [r["text"] for r in texts], length)
         wrong = unequal(ids.tolist(), [r[f"ids{length}"] for r in texts])
         wrong += unequal(mask.tolist(), [r[f"mask{length}"] for r in texts])
-        rows.append(Row(f"tokens, texts of {length} that differ", 0, wrong))
+        rows.append(Row(f"tokens, expressions of {length} that differ", 0, wrong))
     return rows

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from bert.tokenizer import Tokenizer, encode_compact
 from data.transforms import as_tensor, resize_image, resize_mask
 from lib.errors import InputError
-from refer.arrays import Ints, Texts, offsets
+from refer.arrays import Ints, Texts, offsets, ranges
 from refer.masks import draw_components, run_lengths
 from refer.refer import REFER, in_split
 
@@ -154,7 +154,7 @@ class ReferDataset(Dataset[Sample]):
         self.samples_of_ref = Spans(offsets(per_ref))
         self._ref = refs.repeat(per_ref)  # the reference row of each sample
         # The expression rows of all samples, and which of them each sample has.
-        self._rows = arrays.expression_offsets[refs].repeat(counts) + _count_up(counts)
+        self._rows = ranges(arrays.expression_offsets[refs], counts)
         self._spans = Spans(offsets(np.ones_like(self._rows) if eval_mode == "each" else counts))
         inputs = self.texts.take(self._rows)
         if eval_mode == "cat":
@@ -418,9 +418,3 @@ def _rows_of_split(refer: REFER, split: str) -> Ints:
     if not len(rows):
         raise refer.no_split(split)
     return rows
-
-
-def _count_up(counts: Ints) -> Ints:
-    """0, 1, ... counts[0] - 1, 0, 1, ... counts[1] - 1, ..."""
-    ends = offsets(counts)
-    return np.arange(ends[-1]) - ends[:-1].repeat(counts)

@@ -46,9 +46,7 @@ class Texts(Sequence[str]):
     def take(self, rows: Ints) -> Texts:
         """The strings of some rows."""
         begins, lengths = self.ends[rows], self.ends[rows + 1] - self.ends[rows]
-        ends = offsets(lengths)
-        letters = np.arange(ends[-1]) + (begins - ends[:-1]).repeat(lengths)
-        return Texts(self.letters[letters], ends)
+        return Texts(self.letters[ranges(begins, lengths)], offsets(lengths))
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -163,6 +161,12 @@ def offsets(lengths: Sequence[int] | Ints) -> Ints:
     ends = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=ends[1:])
     return ends
+
+
+def ranges(begins: Ints, lengths: Ints) -> Ints:
+    """The numbers of several ranges, one after another: begins[0], begins[0] + 1, ..."""
+    ends = offsets(lengths)
+    return np.arange(ends[-1]) + (begins - ends[:-1]).repeat(lengths)
 
 
 def _references(

@@ -265,7 +265,7 @@ def test_auto_passes_over_a_damaged_state(
     assert whole.lines == lines("parts")
 
 
-def test_a_fresh_run_sets_the_older_one_aside(options: list[str]) -> None:
+def test_a_fresh_run_renames_the_older_files(options: list[str]) -> None:
     options = [*options, "--epochs", "1"]
     train_script.main(options)
     first = state("lavt")

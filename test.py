@@ -66,13 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 control=args.control,
                 on_prediction=predictions.writer(dataset),
             )
+            results = tabulate(args.model, protocol, datasets, summaries)
+            if info.is_main:  # before anything is printed: the terminal may be gone
+                facts = (protocol, summaries, vars(args), str(info.device))
+                written = write_results(Path(args.results), results, *facts)
             log.info("%s", summaries[split].rows["all"].release_text())
-    results = tabulate(args.model, protocol, datasets, summaries)
     log.info("%s", tables.as_text(results))
-    if info.is_main:
-        write_results(
-            Path(args.results), results, protocol, summaries, vars(args), str(info.device)
-        )
+    for path in written if info.is_main else []:
+        log.info("written: %s", path)
 
 
 if __name__ == "__main__":

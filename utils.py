@@ -12,13 +12,11 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -27,6 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -58,6 +57,7 @@ class DistInfo:
 
 
 REQUEUE = 75  # exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL
+STOPS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")  # as far as the system has them
 # Seconds after which a second Ctrl-C kills: an earlier one may be the launcher's copy of the first.
 SECOND_SIGINT_AFTER = 2.0
 
@@ -67,7 +67,9 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Handles SIGTERM, SIGINT and SIGUSR1, which schedulers send before they end a job.
+    """Handles SIGTERM, SIGINT, SIGUSR1 and SIGHUP, which come before a job or a session ends.
+
+    Where SIGHUP was ignored at the start, as ``nohup`` sees to, it stays so.
 
     A signal raises :class:`Stopped`, except inside :meth:`deferred`, where it only sets ``name``.
 
@@ -82,8 +84,10 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._handle)
+        for name in STOPS:
+            number = getattr(signal, name, None)
+            if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,8 +103,9 @@ class StopSignals:
             raise Stopped(f"stopped by {self.name}")
         if kill:
             raise KeyboardInterrupt
-        if not again and int(os.environ.get("RANK", 0)) == 0:
-            os.write(2, f"{self.name}: stopping after this step\n".encode())
+        if not again and environment_number("RANK") == 0:
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, f"{self.name}: stopping after this step\n".encode())
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -131,20 +136,36 @@ class StopSignals:
 _control: Any = None
 
 
-def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
+def environment_number(name: str, default: int = 0) -> int:
+    """A number that a launcher sets in the environment; ``default`` where it is not set or empty.
+
+    Raises:
+        InputError: it is no number.
+    """
+    from lib import launch
+
+    return launch.number(name, default)
+
+
+def init_distributed(
+    device: str, local_rank: int | None = None, *, training: bool = False
+) -> DistInfo:
     """Join the process group where a launcher started several processes.
 
     Args:
-        device: 'cuda:0', 'cuda' or 'cpu'. Each of several processes uses the GPU of its local
-            rank. Without CUDA the CPU is used.
+        device: 'cuda:0', 'cuda', 'cpu' or another one of torch's. Each of several processes uses
+            the GPU of its local rank. Without CUDA the CPU is used.
         local_rank: from an old launcher's ``--local_rank``; the environment wins.
+        training: only on the CPU or with CUDA.
 
     Raises:
-        InputError: the launcher started more processes than there are GPUs.
+        InputError: the device cannot be used, the launcher started more processes than there are
+            GPUs, its variables are wrong, or the processes do not meet.
     """
-    rank = int(os.environ.get("RANK", 0))
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", local_rank if local_rank is not None else 0))
+    from lib import launch
+
+    rank, world = launch.processes()
+    local = environment_number("LOCAL_RANK", local_rank or 0)
     try:
         chosen = torch.device(device)
     except RuntimeError as e:
@@ -165,16 +186,24 @@ def init_distributed(device: str, local_rank: int | None = None) -> DistInfo:
             )
         chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)
+    elif chosen.type != "cpu":
+        try:
+            (torch.ones(1, device=chosen) + 1).cpu()
+        except Exception as e:  # each kind of device has errors of its own
+            raise InputError(f"--device {device} does not work here: give cpu or cuda") from e
+        if training or world > 1:
+            what = "training" if training else "a run of several processes"
+            raise InputError(f"--device {device}: {what} needs cpu or cuda")
     if world > 1:
         global _control
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        if restarts() and os.environ.get("LOCAL_WORLD_SIZE") == str(world):
-            # A launcher may keep its store over a restart (torch 2.15), and with it the addresses
-            # of the processes that have ended. Several machines may count restarts differently.
-            store = dist.PrefixStore(f"restart_{restarts()}", next(rendezvous("env://"))[0])
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-        else:
-            dist.init_process_group(backend)
+        wait = default_pg_timeout
+        store = launch.meet(lambda: next(rendezvous("env://", rank, world, timeout=wait))[0], wait)
+        # A launcher may keep its store over a restart (torch 2.15), and with it the addresses
+        # of the processes that have ended. Several machines may count restarts differently.
+        alone = environment_number("LOCAL_WORLD_SIZE") == world
+        store = dist.PrefixStore(f"restart_{restarts() if alone else 0}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         _control = dist.new_group(backend="gloo")
     return DistInfo(rank, world, chosen)
 
@@ -250,7 +279,8 @@ def from_main(value: T) -> T:
 
 def restarts() -> int:
     """How often torchrun has restarted these processes after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    # Without a launcher the number is left over from another run.
+    return environment_number("TORCHELASTIC_RESTART_COUNT") if os.environ.get("WORLD_SIZE") else 0
 
 
 def average_buffers(model: nn.Module) -> None:
@@ -318,16 +348,18 @@ class _LogFile(logging.FileHandler):
 
 
 class _TqdmHandler(logging.Handler):
-    """Prints above a progress bar."""
+    """Prints above a progress bar; training goes on where nobody reads it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # full, closed, None
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 def progress(items: Iterable[T], desc: str, rank: int, total: int | None = None) -> Iterable[T]:
     """A progress bar on rank 0, if stderr is a terminal."""
-    quiet = rank != 0 or not sys.stderr.isatty()
+    seen = bool(sys.stderr) and not sys.stderr.closed and sys.stderr.isatty()
+    quiet = rank != 0 or not seen
     return tqdm(items, desc=desc, total=total, disable=quiet, leave=False, dynamic_ncols=True)
 
 
@@ -404,56 +436,30 @@ def append_jsonl(record: dict[str, Any], path: Path) -> None:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory: allocated on a GPU, resident in this process on a CPU."""
+    """Peak memory: allocated on a GPU, resident in this process on a CPU; nan on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return math.nan
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-PACKAGES = (
-    *("torch", "torchvision", "timm", "transformers", "tokenizers"),
-    *("pycocotools", "numpy", "pillow", "scipy"),
-)
-
-
 def environment() -> dict[str, Any]:
     """Versions, commit, processes and time, for result files."""
+    from lib import facts
+
     return {
         "python": sys.version.split()[0],
-        **{name: _version(name) for name in PACKAGES},
+        **{name: facts.version(name) for name in facts.PACKAGES},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "processes": dist.get_world_size() if dist.is_initialized() else 1,
         "threads": torch.get_num_threads(),
-        "git_commit": _git_commit(),
+        "git_commit": facts.git_commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _version(package: str) -> str | None:
-    if package == "torch":
-        return torch.__version__  # with the build, which the package's record may leave out
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of this code, with '-dirty' if tracked files have changed."""
-    try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return out.stdout.strip() or None
 
 
 class Parser(argparse.ArgumentParser):
@@ -481,41 +487,40 @@ def _underscored(word: str) -> str:
 
 
 def run_script(main: Callable[[Sequence[str] | None], None]) -> None:
-    """Run a script's ``main``; an error that the user can fix becomes one line and exit code 2."""
-    rank = int(os.environ.get("RANK", 0))
-    who = f"error (process {rank}): " if rank else "error: "
-    code = 2
+    """Run a script's ``main``; an error that the user can fix becomes one line and exit code 2.
+
+    Output that nobody reads, or that the terminal cannot show, is no error.
+    """
+    from lib import terminal
+
+    terminal.protect()
+    rank, code, words = 0, 2, ""
     try:
+        rank = environment_number("RANK")
         main(None)
         code = 0
     except InputError as e:
-        print(who + str(e), file=sys.stderr)
+        words = str(e)
     except Stopped as e:
-        if not rank:
-            print(f"{e}; exit code {REQUEUE}", file=sys.stderr)
-        code = REQUEUE
+        words, code = f"{e}; exit code {REQUEUE}", REQUEUE
     except KeyboardInterrupt:
-        print(who + "interrupted", file=sys.stderr)
-        code = 130
+        words, code = "interrupted", 130
     except torch.OutOfMemoryError:
-        print(who + "the GPU's memory is full: lower --batch_size or --img_size", file=sys.stderr)
+        words = "the GPU's memory is full: lower --batch_size or --img_size"
     except RuntimeError as e:
-        if not (dist.is_initialized() and _lost_peer(e)):
+        words, code = terminal.lost_process(e, dist.is_initialized()), 3
+        if not words:
             raise
-        reason = (str(e).splitlines() or [""])[0][:200]
-        print(who + f"another process died, see its message above ({reason})", file=sys.stderr)
-        code = 3
     finally:
         sys.stdout.flush()
         if code == 0 and dist.is_initialized():
             dist.destroy_process_group()
-    if code:
-        # Not sys.exit: a dying process must not wait for the others in a library's clean-up.
-        sys.stderr.flush()
-        os._exit(code) if dist.is_initialized() else sys.exit(code)
-
-
-def _lost_peer(error: RuntimeError) -> bool:
-    text = str(error)
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
-    return any(sign in text for sign in signs)
+    if not code:
+        return
+    if code != REQUEUE:
+        print(f"error (process {rank}): {words}" if rank else f"error: {words}", file=sys.stderr)
+    elif not rank:
+        print(words, file=sys.stderr)
+    # Not sys.exit: a dying process must not wait for the others in a library's clean-up.
+    sys.stderr.flush()
+    os._exit(code) if dist.is_initialized() else sys.exit(code)

@@ -204,11 +204,13 @@ def prepare_batch(batch: Batch, device: torch.device) -> Batch:
 
 def _ignore_signals(worker: int) -> None:
     """Leave signals sent to the whole job to the main process, which needs its workers."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    # The main process ends its workers; SIGTERM is for the case that it cannot.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):  # not on Windows
+        # The main process ends its workers; SIGTERM is for the case that it cannot.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def _check_ranks(batch_size: int, rank: int, world: int) -> None:

@@ -23,6 +23,8 @@ def resolve_amp(amp: str, device: torch.device) -> str:
         return amp
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "off"
+    if device.type != "cpu":
+        return "off"
     from lib.cpu import multiplies_bfloat16  # optional: only this question needs it
 
     return "bf16" if multiplies_bfloat16() else "off"

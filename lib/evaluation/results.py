@@ -12,7 +12,6 @@ from lib.evaluation import published, tables
 from lib.evaluation.protocol import Protocol
 from lib.evaluation.summary import Summary
 from refer.datasets import dataset_info
-from utils import log
 
 
 def tabulate(
@@ -52,7 +51,7 @@ def write_results(
     summaries: dict[str, Summary],
     arguments: dict[str, Any],
     device: str,
-) -> None:
+) -> list[Path]:
     """Write the JSON file, and the tables beside it.
 
     Args:
@@ -62,6 +61,9 @@ def write_results(
         summaries: by split.
         arguments: the command line's.
         device: the evaluation ran on.
+
+    Returns:
+        The files.
 
     Raises:
         InputError: a file cannot be written.
@@ -76,5 +78,4 @@ def write_results(
         "environment": utils.environment() | {"device": device},
     }
     utils.write_json(content, path)
-    for written in [path, *tables.write_tables(results, path)]:
-        log.info("written: %s", written)
+    return [path, *tables.write_tables(results, path)]

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (*NETWORK, "lib.cpu"),
     ("bert",),
     ("utils",),
+    ("lib.launch", "lib.terminal", "lib.facts"),
     ("lib.errors",),
 )
 # A benchmark may be run by another; the figures of attention belong to the predictor's layer.

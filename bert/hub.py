@@ -51,6 +51,31 @@ def locate(source: str | os.PathLike[str], files: Sequence[str], what: str) -> t
     return name, cached
 
 
+def file_of(source: str, files: Sequence[str], offline: bool) -> str:
+    """Path of the first of some files that a folder, or a model on the hub, has.
+
+    Args:
+        source, offline: of :func:`locate`.
+        files: names, in the order of preference.
+
+    Raises:
+        InputError: it has none, or it cannot be fetched.
+    """
+    if os.path.isdir(source):
+        return next(path for file in files if os.path.isfile(path := os.path.join(source, file)))
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in files:
+        try:
+            return hf_hub_download(source, file, local_files_only=offline)
+        except EntryNotFoundError:  # also of a file that is not in the cache
+            continue
+        except Exception as e:  # of the network, of many kinds
+            raise failure(file + " of", source, e) from e
+    raise InputError(f"'{source}' has no {' or '.join(files)}: {REMEDY}")
+
+
 def _check_sizes(folder: str) -> None:
     """Raise an error for a folder with a text file that is none, by its size or kind."""
     for file in sorted(os.listdir(folder)):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from os import PathLike
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import BertConfig, BertModel
 from transformers.utils import ModelOutput
 
 from bert import hub
 from lib.errors import InputError
+from lib.weights import is_state, levels, read_checkpoint, unwrap
 
 # What is added to the attention logits of a padded word: no weight is left, and it is a number in
 # every type that a forward pass may run in.
 HIDDEN = torch.finfo(torch.float16).min
+
+# Names of norms in the first BERT files.
+NEW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+OLD = re.compile("|".join(map(re.escape, NEW)))
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -108,19 +113,31 @@ def build_text_encoder(source: BertConfig | str | PathLike[str]) -> TextEncoder:
 
 
 def load_bert(source: str | PathLike[str]) -> BertModel:
-    """BERT with the weights of a folder or hub name; a pooler there is left out.
+    """BERT with the weights of a folder or hub name; a pooler and heads there are left out.
 
     Raises:
-        InputError: no weights to be had.
+        InputError: no weights to be had, or they lack a part of BERT.
     """
     name, offline = hub.locate(source, WEIGHTS, "BERT")
-    config = load_config(name)
-    # It would report the pooler, which is left out on purpose, in a dozen lines.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        return BertModel.from_pretrained(
-            name, config=config, add_pooling_layer=False, local_files_only=offline
+    model = BertModel(load_config(name), add_pooling_layer=False)
+    own = model.state_dict()
+    path = hub.file_of(name, WEIGHTS, offline)
+    content = levels(read_checkpoint(path))
+    found = next((level["bert_model"] for level in content if "bert_model" in level), content[-1])
+    if not is_state(found):
+        raise InputError(f"{path} holds no weights of a BERT: {hub.REMEDY}")
+    renamed = {OLD.sub(lambda m: NEW[m[0]], key): value for key, value in found.items()}
+    state = unwrap(renamed, own)
+    missing = [key for key in own if key not in state]
+    if missing:
+        raise InputError(
+            f"{path} lacks {len(missing)} of BERT's {len(own)} weights: "
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; it has "
+            f"{next(iter(found))}: give the complete weights by --ck_bert"
         )
-    except Exception as e:  # damaged files surface as errors of several libraries
-        raise hub.failure("BERT's weights of", name, e) from e
+    wrong = [key for key in own if own[key].shape != state[key].shape]
+    if wrong:
+        key, shapes = wrong[0], (tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape))
+        raise InputError(f"{path}: {key} is {shapes[0]}, but {shapes[1]} by the config.json there")
+    model.load_state_dict({key: state[key] for key in own})
+    return model.eval()

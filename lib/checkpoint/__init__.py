@@ -1,7 +1,7 @@
-"""Checkpoints: files, published layouts, and ImageNet Swin weights."""
+"""Checkpoints: published layouts, and ImageNet Swin weights."""
 
-from lib.checkpoint.files import file_hash, read_checkpoint, write_checkpoint, write_partial
 from lib.checkpoint.layouts import TRAINING_STATE, describe, load_model, load_trained, load_training
+from lib.weights import file_hash, read_checkpoint, write_checkpoint, write_partial
 
 __all__ = [
     "TRAINING_STATE",

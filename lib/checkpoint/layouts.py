@@ -4,87 +4,118 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lib.checkpoint.files import read_checkpoint
 from lib.errors import InputError
 from lib.model import Segmenter, State
 from lib.segmentation import build_model
 from lib.swin import SWIN_SIZES
 from lib.variants import trained_with, variant_of_names
+from lib.weights import is_state, levels, read_checkpoint, unwrap
 
 BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
 TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
+TEXT = "text_encoder."
 TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # in addition to the weights
 
 
-def flat_state(content: dict[str, Any], path: str | os.PathLike[str]) -> State:
+def flat_state(
+    content: Mapping[str, Any], path: str | os.PathLike[str], own: Iterable[str] = ()
+) -> State:
     """A flat state dict from any published layout.
 
-    Layouts are {model, bert_model}, {model} with BERT inside, or a bare state dict; with or
-    without ``module.`` prefixes.
+    Layouts are {model, bert_model}, {model} with BERT inside, or a bare state dict; also in
+    another container, and with what wrappers add to names.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        own: names of the model's weights.
 
     Raises:
         InputError: it holds no weights.
     """
-    state, text = content.get("model", content), content.get("bert_model", {})
-    if not _is_state(state) or not (text == {} or _is_state(text)):
-        raise InputError(f"{path} holds no model weights: give a checkpoint of train.py or LAVT's")
-    state = {k.removeprefix("module."): v for k, v in state.items()}
-    for key, value in text.items():
-        state["text_encoder." + key.removeprefix("module.")] = value
-    return state
+    held = levels(content)
+    state = held[-1]
+    text: Any = next((level["bert_model"] for level in held if "bert_model" in level), {})
+    if not is_state(state) or not (text == {} or is_state(text)):
+        keys = ", ".join(map(str, list(content)[:8])) or "nothing"
+        raise InputError(
+            f"{path} holds no model weights, but {keys}: give a checkpoint of train.py or LAVT's"
+        )
+    of_text = [name.removeprefix(TEXT) for name in own if name.startswith(TEXT)]
+    flat = unwrap(state, own)
+    return flat | {TEXT + k: v for k, v in (unwrap(text, of_text) if text else {}).items()}
 
 
-def _is_state(value: Any) -> bool:
-    """Whether ``value`` is a non-empty dict of names and dense tensors."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-        and all(v.layout == torch.strided for v in value.values())
-    )
-
-
-def load_model(model: Segmenter, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+def load_model(
+    model: Segmenter,
+    content: dict[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    resize: bool = False,
+) -> None:
     """Load a checkpoint's weights into ``model``, strictly.
 
     Args:
         model: built by :func:`lib.segmentation.build_model`, not wrapped.
         content: of :func:`lib.checkpoint.read_checkpoint`.
         path: of the checkpoint, for messages.
+        resize: for a new run, which may be of another variant: resize position embeddings and
+            bias tables to the model's.
 
     Raises:
         InputError: a name or shape differs, or the checkpoint was trained with other flags that
             names and shapes do not show; the message says which flags would fit.
     """
-    state = model.from_published(flat_state(content, path))
     own = model.state_dict()
-    wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
-    trained = trained_with(content.get("args"), model.variant)
+    state = model.from_published(flat_state(content, path, own))
+    if resize:
+        state = _resized(state, own, str(path))
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
+    trained = {} if resize else trained_with(content.get("args"), model.variant)
     asked_for = {name: model.variant[name] for name in trained}
     if wrong or missing or extra or trained != asked_for:
         asked = describe(own) | variant_of_names(own) | asked_for
         held = describe(state) | variant_of_names(state) | trained
+        if not any(map(BLOCK.match, state)):
+            raise InputError(
+                f"{path} has other names than this model, like {next(iter(state))} where "
+                f"{next(iter(missing))} is expected: give a checkpoint of train.py or LAVT's"
+            )
         if held["text_width"] is None:
             raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
         differ = [k for k in held if held[k] != asked[k]]
-        if differ:
+        if differ and None not in [held[k] for k in differ]:
             fit = " ".join(_option(k, held[k]) for k in differ)
             raise InputError(f"{path} is not of the model of these flags; it would fit: {fit}")
-        example = sorted(wrong or missing or extra)[0]
-        raise InputError(
-            f"{path} does not fit: {len(missing)} weights missing, {len(extra)} unknown, "
-            f"{len(wrong)} of another shape, like {example}"
-        )
+        found = (("missing", missing), ("unknown", extra), ("of another shape", wrong))
+        reasons = [f"{len(k)} weights {what}, like {k[0]}" for what, k in found if k]
+        raise InputError(f"{path} does not fit this model: {'; '.join(reasons)}")
     for name, value in state.items():
         if value.is_floating_point() != own[name].is_floating_point():
             raise InputError(f"{path} does not fit: {name} is of type {value.dtype}")
     model.load_state_dict(state)
+
+
+def _resized(state: State, own: State, path: str) -> State:
+    from lib.checkpoint.swin import resize_weight  # rarely needed
+
+    # The model computes its own indices into bias tables, and fresh positions without the file's.
+    grids = ("relative_position_bias_table", "absolute_pos_embed")
+    kept = {k: own[k] for k in own if k.endswith(("relative_position_index", "attn_mask"))}
+    kept |= {k: own[k] for k in own if k.endswith("absolute_pos_embed") and k not in state}
+    return {
+        k: resize_weight(k, v, own[k].shape, path)
+        if k.endswith(grids) and k in own and v.shape != own[k].shape
+        else v
+        for k, v in state.items()
+    } | kept
 
 
 def load_trained(name: str, path: str | os.PathLike[str], **options: Any) -> Segmenter:
@@ -181,8 +212,6 @@ def describe(state: State) -> dict[str, Any]:
 
 
 def _option(key: str, value: Any) -> str:
-    if value is None:
-        return f"no known {key}"
     if key == "window":
         return "--window12" if value == 12 else f"window {value} (no --window12)"
     if key == "ape":

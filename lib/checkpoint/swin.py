@@ -1,4 +1,4 @@
-"""Load ImageNet Swin weights, in the official or timm's layout, into the backbone."""
+"""Load ImageNet Swin weights, in the official, timm's or transformers' layout."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.checkpoint.files import read_checkpoint
 from lib.errors import InputError
 from lib.model import Segmenter
+from lib.weights import is_state, levels, read_checkpoint, unwrap
 
-# The classifier, and buffers that the model computes.
-DROPPED = re.compile(r"(head|norm)\.|.*\.(attn_mask|relative_position_index)$")
+# The classifier, buffers that the model computes, and the token of masked pretraining.
+DROPPED = re.compile(r"(head|norm)\.|mask_token$|.*\.(attn_mask|relative_position_index)$")
 FILE_TYPES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 
 
@@ -25,8 +26,8 @@ def load_swin_weights(model: Segmenter, source: str) -> str:
 
     Args:
         model: its ``swin_name`` maps its names to Swin's.
-        source: a file in the official layout ({'model': …} or bare, .pth or .safetensors) or in
-            timm's, or the name of a timm model (needs the network).
+        source: a file (.pth or .safetensors; bare, in a container, or below wrappers' names), or
+            the name of a timm model (needs the network).
 
     Returns:
         One line for the log: what was loaded, resized and ignored.
@@ -34,25 +35,26 @@ def load_swin_weights(model: Segmenter, source: str) -> str:
     Raises:
         InputError: no such file, or a weight is unknown, missing or of another shape.
     """
-    state = _read(source)
-    content = state.get("model", state)
-    if not isinstance(content, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
-    ):
+    content = levels(_read(source))[-1]
+    if not is_state(content):
         raise InputError(f"{source} holds no Swin weights: give an ImageNet Swin checkpoint")
-    state = _official_names(dict(content))
-    dropped = sorted(k for k in state if DROPPED.match(k))
-    state = {k: v for k, v in state.items() if k not in dropped}
-
     names = {name: model.swin_name(name) for name in model.state_dict()}
     own = {
         swin: model.get_parameter(name)
         for name, swin in names.items()
         if swin is not None and not DROPPED.match(swin)
     }
+    state = _official_names(unwrap(_from_transformers(content), own))
+    dropped = sorted(k for k in state if DROPPED.match(k))
+    state = {k: v for k, v in state.items() if k not in dropped}
     # An ImageNet Swin has no absolute position unless it was trained with one.
     missing = [k for k in own if k not in state and k != "absolute_pos_embed"]
     unknown = [k for k in state if k not in own]
+    if len(missing) > len(own) // 2 and unknown:
+        raise InputError(
+            f"{source} has other names than a Swin, like {unknown[0]} where {missing[0]} is "
+            "expected: give an ImageNet Swin checkpoint"
+        )
     if missing or unknown:
         raise InputError(
             f"{source} does not fit this Swin: {len(missing)} weights missing {missing[:2]}, "
@@ -63,7 +65,7 @@ def load_swin_weights(model: Segmenter, source: str) -> str:
             raise InputError(f"{source} does not fit this Swin: {key} is of type {value.dtype}")
     resized = [k for k, v in state.items() if v.shape != own[k].shape]
     for key in resized:
-        state[key] = _resize(key, state[key], own[key], source)
+        state[key] = resize_weight(key, state[key], own[key].shape, source)
     with torch.no_grad():
         for key, value in state.items():
             own[key].copy_(value)
@@ -76,7 +78,7 @@ def load_swin_weights(model: Segmenter, source: str) -> str:
     )
 
 
-def _read(source: str) -> dict[str, Tensor]:
+def _read(source: str) -> Mapping[str, Any]:
     path = Path(source)
     if path.is_file() or path.suffix in FILE_TYPES or len(path.parts) > 1:
         return read_checkpoint(path)
@@ -95,8 +97,45 @@ def _read(source: str) -> dict[str, Tensor]:
         ) from e
 
 
+# transformers' names and the official ones.
+TRANSFORMERS = (
+    (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"embeddings\.norm\.", "patch_embed.norm."),
+    (r"encoder\.layers\.", "layers."),
+    (r"layernorm_before\.", "norm1."),
+    (r"layernorm_after\.", "norm2."),
+    (r"attention\.(self|relative_position_bias)\.(?=relative)", "attn."),
+    (r"attention\.(output\.dense|o_proj)\.", "attn.proj."),
+    (r"(?<=\d\.)intermediate\.dense\.", "mlp.fc1."),
+    (r"(?<=\d\.)output\.dense\.", "mlp.fc2."),
+    (r"(^|\.)layernorm\.", r"\1norm."),
+    (r"^classifier\.", "head."),
+)
+KV = ("key", "value")
+QUERY = re.compile(r"(.*)attention\.(self\.query|q_proj)\.(weight|bias)$")
+
+
+def _from_transformers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Official names for transformers', which has queries, keys and values apart."""
+    if not any("embeddings.patch_embeddings.projection." in key for key in state):
+        return state
+    state = dict(state)
+    for key in [k for k in state if QUERY.match(k)]:
+        keys = [key, *(key.replace("query", n).replace("q_proj", f"{n[0]}_proj") for n in KV)]
+        if all(k in state for k in keys):
+            joined = torch.cat([state.pop(k) for k in keys])
+            state[QUERY.sub(r"\1attn.qkv.\3", key)] = joined
+    renamed = {}
+    for key, value in state.items():
+        for theirs, official in TRANSFORMERS:
+            key = re.sub(theirs, official, key)
+        renamed[key] = value
+    return renamed
+
+
 def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """timm has patch merging at the start of the next stage, the official release at the end."""
+    state = {re.sub(r"^layers_(?=\d)", "layers.", k): v for k, v in state.items()}
     if any(k.startswith("layers.0.downsample.") for k in state):
         return state
 
@@ -107,21 +146,30 @@ def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {rename(k): v for k, v in state.items()}
 
 
-def _resize(key: str, value: Tensor, own: Tensor, source: str) -> Tensor:
-    """Bicubic resize of a bias table or a position embedding to our size."""
-    is_table = key.endswith("relative_position_bias_table")
-    if is_table and value.shape[1:] == own.shape[1:] and _is_square(value.shape[0]):
-        side, new = round(value.shape[0] ** 0.5), round(own.shape[0] ** 0.5)
-        grid = value.float().T.reshape(1, -1, side, side)
-        return _bicubic(grid, new).flatten(2)[0].T.to(value.dtype)
-    is_position = key == "absolute_pos_embed" and value.ndim == 3
-    if is_position and value.shape[2] == own.shape[1] and _is_square(value.shape[1]):
-        side = round(value.shape[1] ** 0.5)
-        grid = value.float().transpose(1, 2).reshape(1, -1, side, side)
-        return _bicubic(grid, own.shape[-1]).to(value.dtype)
+def resize_weight(key: str, value: Tensor, shape: torch.Size, source: str) -> Tensor:
+    """Bicubic resize of a bias table or a position embedding.
+
+    Args:
+        key: name of the weight.
+        value: of a file; a position embedding is (1, N, C), as of ImageNet, or (1, C, H, W).
+        shape: of the model's weight.
+        source: name of the file, for the message.
+
+    Raises:
+        InputError: the shapes differ in more than such a grid.
+    """
+    if key.endswith("relative_position_bias_table"):
+        if value.ndim == 2 and value.shape[1] == shape[1] and _is_square(len(value)):
+            grid = value.T.unflatten(1, (round(len(value) ** 0.5), -1))
+            return _bicubic(grid[None], round(shape[0] ** 0.5)).flatten(2)[0].T
+    elif key.endswith("absolute_pos_embed"):
+        if value.ndim == 3 and _is_square(value.shape[1]):
+            value = value.transpose(1, 2).unflatten(2, (round(value.shape[1] ** 0.5), -1))
+        if value.ndim == 4 and value.shape[:2] == shape[:2]:
+            return _bicubic(value, shape[-1])
     raise InputError(
-        f"{source} does not fit this Swin: {key} is {tuple(value.shape)}, not {tuple(own.shape)}: "
-        "choose the --swin_type it was made for"
+        f"{source} does not fit this model: {key} is {tuple(value.shape)}, not {tuple(shape)}: "
+        "choose the --swin_type and --ck_bert it was made for"
     )
 
 
@@ -131,4 +179,5 @@ def _is_square(number: int) -> bool:
 
 def _bicubic(grid: Tensor, side: int) -> Tensor:
     with torch.no_grad():
-        return F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+        resized = F.interpolate(grid.float(), (side, side), mode="bicubic", align_corners=False)
+        return resized.to(grid.dtype)

@@ -241,7 +241,7 @@ def damaged(state: State, what: str) -> Any:
         ("position without ours", r"1 unknown \['absolute_pos_embed'\]"),
         ("no tensors", "holds no Swin weights"),
         ("a number", "holds no Swin weights"),
-        ("empty", "weights missing"),
+        ("empty", "holds no Swin weights"),
         ("list", "holds a list"),
     ],
 )

@@ -356,9 +356,10 @@ def test_payloads_in_checkpoints(name: str) -> None:
 
 
 def test_the_object_that_is_not_loaded_is_named() -> None:
-    message = checkpoint_error(saved({"model": {"w": torch.ones(1)}, "x": np.float64(3)}))
-    assert "numpy" in message
-    assert "save it again without" in message
+    message = checkpoint_error(saved({"model": {"w": torch.ones(1)}, "x": Path("y")}))
+    assert "pathlib" in message
+    assert "in 'x'" in message
+    assert "save what is needed" in message
     assert (
         "os.system" in (text := checkpoint_error(saved(PAYLOADS["os.system"]))) or "posix" in text
     )
@@ -373,7 +374,7 @@ def test_payloads_for_every_reader_of_weights(build_nano: Build) -> None:
     shutil.copy(TINY_BERT / "config.json", folder)
     for name in ("pytorch_model.bin", "model.safetensors"):
         shutil.copy("x.pth", folder / name)
-        assert "cannot load BERT's weights" in error_of(lambda: load_bert(folder))
+        assert name in error_of(lambda: load_bert(folder))
         (folder / name).unlink()
 
 

@@ -197,12 +197,19 @@ def init_distributed(
     if world > 1:
         global _control
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        wait = default_pg_timeout
-        store = launch.meet(lambda: next(rendezvous("env://", rank, world, timeout=wait))[0], wait)
         # A launcher may keep its store over a restart (torch 2.15), and with it the addresses
         # of the processes that have ended. Several machines may count restarts differently.
         alone = environment_number("LOCAL_WORLD_SIZE") == world
-        store = dist.PrefixStore(f"restart_{restarts() if alone else 0}", store)
+        prefix, wait = f"restart_{restarts() if alone else 0}", default_pg_timeout
+
+        def connect() -> dist.Store:
+            store = next(rendezvous("env://", rank, world, timeout=wait))[0]
+            store = dist.PrefixStore(prefix, store)
+            store.set(f"here_{rank}", "")
+            store.wait([f"here_{r}" for r in range(world)], wait)
+            return store
+
+        store = launch.meet(connect, wait)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         _control = dist.new_group(backend="gloo")
     return DistInfo(rank, world, chosen)

@@ -127,7 +127,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the rows that are not done yet; print the table, and put it into the page."""
+    """Run the rows that are not done yet; put the table into the page, and print it."""
     args = parse(argv)
     record = load(args.results, args.epochs)
     waiting = [row for row in args.rows if row not in record["rows"]]
@@ -135,8 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"row {i + 1} of {len(waiting)}: {row}", flush=True)
         record["rows"][row] = run_row(row, args)
         utils.write_json(record, args.results)
-    print(table(record["rows"]))
     put_between(args.page, MARKS, table(record["rows"]))
+    print(table(record["rows"]))
 
 
 if __name__ == "__main__":

@@ -61,12 +61,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run all models, print the table, write the file."""
+    """Run all models, write the file, print the table."""
     args = parse(argv)
     rows = [run(name, args) for name in args.models]
-    print(table(rows))
     record = {"rows": rows, "args": vars(args), "environment": utils.environment()}
     utils.write_json(record, Path(args.output) / "compare.json")
+    print(table(rows))
 
 
 if __name__ == "__main__":

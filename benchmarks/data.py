@@ -380,13 +380,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the tables, write the file."""
+    """Measure, write the file, print the tables."""
     args = parse(argv)
     if args.part:
         print(json.dumps(start(args) if args.part == "start" else memory(args)))
         return
     if args.report:
-        print("\n\n".join(tables(json.loads(Path(path).read_text())) for path in args.report))
+        texts = [Path(path).read_text(encoding="utf-8") for path in args.report]
+        print("\n\n".join(tables(json.loads(text)) for text in texts))
         return
     if not args.bert_tokenizer:
         raise InputError("--bert_tokenizer is missing: give a folder with a BERT vocabulary")

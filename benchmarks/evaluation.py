@@ -119,9 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machine": machine(),
         "environment": utils.environment(),
     }
-    print(table(result))
     if args.output:
         utils.write_json(result, args.output)
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -486,7 +486,7 @@ def measure_all(rows: list[Case]) -> Iterator[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, write."""
+    """Measure, write, print."""
     args = parse(argv)
     if args.report:
         print("\n\n".join(summary(read_report(path)) for path in args.report))
@@ -494,10 +494,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = list(measure_all(cases(args)))
     host, environment = machine(), utils.environment()
     record = {"rows": rows, "machine": host, "environment": environment}
-    print(summary(record))
     gpu = environment["gpu"] if rows[0]["device"] != "cpu" else None
     name = slug(gpu or f"{host['cpu']} {args.threads}")
     utils.write_json(record, args.output or RESULTS / f"speed_{name}.json")
+    print(summary(record))
 
 
 if __name__ == "__main__":

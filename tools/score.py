@@ -286,19 +286,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def score_one(args: argparse.Namespace) -> None:
-    """Print and write the numbers of a file."""
+    """Write and print the numbers of a file."""
     results = score(args.files[0], args.from_masks)
-    log.info("%s", tables.as_text(results))
     if args.json:
         splits = {entry.split: entry.summary.as_dict() for entry in results.entries}
         content = {"splits": splits, "protocol": results.protocol, "file": str(args.files[0])}
         utils.write_json(content, args.json)
     if args.csv:
         utils.write_text(tables.as_csv(results), args.csv)
+    log.info("%s", tables.as_text(results))
 
 
 def compare_two(args: argparse.Namespace) -> None:
-    """Print and write how the second file differs from the first."""
+    """Write and print how the second file differs from the first."""
     matched = match(args.files, args.from_masks, args.force)
     labels = {label_of(side, args.from_masks) for side in zip(*matched.pairs, strict=True)}
     log.info("A: %s\nB: %s", *args.files)
@@ -318,7 +318,6 @@ def compare_two(args: argparse.Namespace) -> None:
     }
     ranked = changes(matched.pairs, args.from_masks)
     texts = [comparison_text(split, of_split) for split, of_split in result.items()]
-    log.info("\n%s", "\n\n".join([*texts, changes_text(ranked, args.top)]))
     if args.json:
         content: dict[str, Any] = {"files": [str(path) for path in args.files]}
         content |= {"protocols": sorted(labels), "only_in_a": matched.only_first}
@@ -327,6 +326,7 @@ def compare_two(args: argparse.Namespace) -> None:
         utils.write_json(content, args.json)
     if args.csv:
         utils.write_text(changes_csv(ranked), args.csv)
+    log.info("\n%s", "\n\n".join([*texts, changes_text(ranked, args.top)]))
 
 
 def _plain(result: Comparison) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lib.evaluation.evaluator import Prediction, resize_prediction
 from lib.model import Segmenter
 from lib.runtime import autocast
 from lib.visualize import overlay, printable
-from refer.images import open_rgb
+from refer.images import MAX_PIXELS, open_rgb
 
 
 class Predictor:
@@ -104,13 +104,13 @@ class Predictor:
         return prepare_batch(batch, self.device)
 
 
-def open_upright(path: Path) -> Image.Image:
+def open_upright(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image as RGB, turned as its EXIF orientation says.
 
     Raises:
         InputError: missing, not an image, damaged or too large.
     """
-    image = open_rgb(path)
+    image = open_rgb(path, max_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged metadata

@@ -28,9 +28,11 @@ import utils
 from bert.tokenizer import Tokenizer, encode, load_tokenizer
 from lib.errors import InputError
 from refer.datasets import UNVERIFIED, Counts, published_counts
+from refer.images import MAX_PIXELS, open_rgb
 from refer.instances import Record
 from refer.masks import MAX_POLYGON, draw_components
 from refer.pickles import Ref
+from refer.rare_images import misfit
 from refer.refer import REFER, in_split
 
 OUTSIDE = 1.0  # pixels by which a corner may leave the image; drawing clips it
@@ -392,37 +394,45 @@ def _check_images(refer: CheckedREFER, decode: bool) -> list[Check]:
     remark = refer.missing_image(refer.IMAGE_DIR) if no_folder else ""
     checks = [Check("missing_picture", "images that are missing", True, count, missing, remark)]
     if decode:
-        unreadable, resized = _decode(refer, present)
+        unreadable, others, resized = _decode(refer, present)
+        copies = "resized copies, which are used; masks have the size on record" if resized else ""
         checks += [
             Check("bad_picture", "images that cannot be read", True, len(present), unreadable),
-            Check("picture_size", "images of another size", True, len(present), resized),
+            Check("picture_shape", "images of another shape", True, len(present), others),
+            Check("picture_size", "images of another size", False, len(present), resized, copies),
         ]
     return checks
 
 
-def _decode(refer: REFER, image_ids: Sequence[int]) -> tuple[list[str], list[str]]:
-    """Decode images: which cannot be decoded, and which have another size than annotated."""
+def _decode(refer: REFER, image_ids: Sequence[int]) -> tuple[list[str], list[str], list[str]]:
+    """Decode images: which cannot be, have another shape than annotated, or only another size."""
 
-    def size_of(image_id: int) -> tuple[int, int] | str:
+    def size_of(image_id: int) -> tuple[tuple[int, int], str] | str:
+        record = refer.Imgs[image_id]
         try:
-            return refer.open_image(image_id).size
+            image = open_rgb(refer.image_path(image_id), refer.max_pixels)
         except InputError as error:
             return str(error)
+        return image.size, misfit(image, record["width"], record["height"])
 
-    unreadable, resized = [], []
+    unreadable, others, resized = [], [], []
     # Decoders release the GIL. The threads share their warning filters.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")
         sizes = utils.progress(pool.map(size_of, image_ids), "images", 0, len(image_ids))
-        for image_id, size in zip(image_ids, sizes, strict=True):
+        for image_id, result in zip(image_ids, sizes, strict=True):
             record = refer.Imgs[image_id]
             expected = (record["width"], record["height"])
-            if isinstance(size, str):
-                unreadable.append(size)
+            if isinstance(result, str):
+                unreadable.append(result)
+                continue
+            size, reason = result
+            if reason:
+                others.append(f"{refer.image_path(image_id)} {reason}")
             elif size != expected:
                 what = "{}x{} instead of {}x{}".format(*size, *expected)
                 resized.append(f"{refer.image_path(image_id)}: {what}")
-    return unreadable, resized
+    return unreadable, others, resized
 
 
 def as_text(report: Report) -> str:
@@ -492,13 +502,17 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     p.add_argument("--dataset", default="refcoco", help="a folder of the data root")
     p.add_argument("--splitBy", default="unc", help="unc; umd or google for refcocog")
     p.add_argument("--image_root", default=None, help="folder of the images, if elsewhere")
+    p.add_argument(
+        "--max_pixels", type=int, default=MAX_PIXELS, help="upper limit of an image's pixels"
+    )
     p.add_argument("--images", action="store_true", help="decode every image too")
     p.add_argument("--bert_tokenizer", default=None, help="hub name or folder, to count tokens")
     p.add_argument("--max_tokens", type=int, default=20, help="the model's limit (crossvlt: 21)")
     p.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all findings")
     args = p.parse_args(argv)
-    if args.max_tokens < 1:
-        raise InputError(f"--max_tokens {args.max_tokens}: must be 1 or more")
+    for name in ("max_tokens", "max_pixels"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)}: must be 1 or more")
     return args
 
 
@@ -512,7 +526,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         utils.make_folder(args.json.parent)
     tokenizer = load_tokenizer(args.bert_tokenizer) if args.bert_tokenizer else None
-    refer = CheckedREFER(args.refer_data_root, args.dataset, args.splitBy, args.image_root)
+    refer = CheckedREFER(
+        args.refer_data_root, args.dataset, args.splitBy, args.image_root, args.max_pixels
+    )
     if not refer.data["refs"]:
         raise InputError(f"{refer.DATA_DIR / f'refs({args.splitBy}).p'} has no references")
     report = examine(refer, tokenizer=tokenizer, max_tokens=args.max_tokens, decode=args.images)

@@ -16,10 +16,8 @@ def box(image: Image.Image, x: float, y: float, width: float, height: float) -> 
 
 
 def tint(image: Image.Image, mask: npt.NDArray[np.uint8]) -> Image.Image:
-    """A new RGB image, half green where the mask (H, W) is above 0."""
+    """A new RGB image, half green where the mask (H, W), of its size, is above 0."""
     alpha = Image.fromarray((mask > 0).astype(np.uint8) * 128)
-    if alpha.size != image.size:  # polygons are in the annotated size
-        alpha = alpha.resize(image.size, Image.Resampling.NEAREST)
     green = Image.new("RGB", image.size, (0, 255, 0))
     return Image.composite(green, image, alpha)
 

@@ -1,4 +1,4 @@
-"""Open images of common formats as RGB, up to a size limit."""
+"""Open images as RGB, up to a size limit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from PIL import Image
 
 from lib.errors import InputError
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000  # --max_pixels
 MAX_BYTES = 1 << 30  # of a file; MAX_PIXELS of 8 bytes are 0.8 GB
 MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, and each may decode the whole image
-# PIL tries every format it knows by default, some through other programs (EPS).
+# PIL tries every format it knows by default, some through other programs (EPS). Three more are in
+# refer/rare_images.py.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 
@@ -25,9 +26,11 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 KEPT_IMAGES = 8
 if "PILLOW_BLOCKS_MAX" not in os.environ:
     Image.core.set_blocks_max(KEPT_IMAGES)
+# PIL's own limit has an upper end that no user can raise; `open_rgb` checks before it decodes.
+Image.MAX_IMAGE_PIXELS = None
 
 
-def open_rgb(path: str | Path) -> Image.Image:
+def open_rgb(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image as 8-bit RGB.
 
     Other modes are converted by PIL, without transparency, as in the release. EXIF orientation is
@@ -35,21 +38,23 @@ def open_rgb(path: str | Path) -> Image.Image:
     itself applies that of a TIFF.)
 
     Args:
-        path: JPEG, PNG, BMP, GIF (first frame), TIFF, WebP or PPM.
+        path: JPEG, PNG, BMP, GIF (first frame), TIFF, WebP, PPM, AVIF, JPEG 2000 or, with
+            pillow-heif, HEIC.
+        max_pixels: upper limit of width x height.
 
     Returns:
         The decoded image, mode RGB.
 
     Raises:
-        InputError: missing, not an image, truncated, or more than `MAX_PIXELS`.
+        InputError: missing, not an image, truncated, or too large.
     """
     path = Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on size, transparency and metadata
-            data = _read(path)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(image, path)
+            data = _read(path, max(MAX_BYTES, 10 * max_pixels))
+            with _open(data, path) as image:
+                check_pixels(f"image {path}", image.width, image.height, max_pixels)
                 if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
                     raise InputError(f"image {path} is a JPEG of more than {MAX_SCANS} scans")
                 return _to_rgb(image)
@@ -57,8 +62,6 @@ def open_rgb(path: str | Path) -> Image.Image:
         raise
     except FileNotFoundError:
         raise InputError(f"image {path} does not exist") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"image {path} has more than {MAX_PIXELS // 10**6} megapixels") from None
     except Image.UnidentifiedImageError:
         raise InputError(f"{path} is not an image ({', '.join(FORMATS)} are read)") from None
     except Exception as error:  # PIL's decoders raise nearly anything for damaged files
@@ -66,10 +69,19 @@ def open_rgb(path: str | Path) -> Image.Image:
         raise InputError(f"image {path} cannot be read: {str(reason)[:120]}") from None
 
 
-def _read(path: Path) -> bytes:
+def _open(data: bytes, path: Path) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        from refer.rare_images import open_rare
+
+        return open_rare(data, path)
+
+
+def _read(path: Path, most: int) -> bytes:
     size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise InputError(f"image {path} has {size >> 20} MB, the limit is {MAX_BYTES >> 20} MB")
+    if size > most:
+        raise InputError(f"image {path} has {size >> 20} MB, the limit is {most >> 20} MB")
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would block
         raise InputError(f"image {path} is not a file")
     return path.read_bytes()
@@ -82,11 +94,12 @@ def _scans(data: bytes) -> int:
     return int(np.count_nonzero(values[behind] == 0xDA))
 
 
-def _check_size(image: Image.Image, path: Path) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
+def check_pixels(what: str, width: int, height: int, most: int) -> None:
+    """Raise an InputError for an image, called `what`, of too many pixels."""
+    if width * height > most:
         raise InputError(
-            f"image {path} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} megapixels"
+            f"{what} has {width}x{height} pixels, more than --max_pixels {most} allows; "
+            "if that is no mistake, give a larger number"
         )
 
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from lib.errors import InputError
+from refer.images import MAX_PIXELS, check_pixels
 
 Record = dict[str, Any]
 
-MAX_PIXELS = 100_000_000  # of one image; COCO's have 0.4 million
 MAX_BYTES = 1 << 30  # COCO's instances_train2014.json has 0.3 GB
 
 
-def load_instances(path: str | Path) -> dict[str, list[Record]]:
+def load_instances(path: str | Path, max_pixels: int = MAX_PIXELS) -> dict[str, list[Record]]:
     """Load images, annotations and categories.
 
     Args:
         path: the JSON file.
+        max_pixels: upper limit of an image's size; COCO's have 0.4 million.
 
     Returns:
         {'images', 'annotations', 'categories'}: lists of dicts, whose ids, sizes (pixels)
-        and file names have been checked; segmentations are checked when they are drawn.
+        and file names have been checked (ids and sizes written 12.0 or "12" are int now);
+        segmentations are checked when they are drawn.
 
     Raises:
         InputError: missing, not JSON, or a record without its fields.
@@ -39,13 +42,15 @@ def load_instances(path: str | Path) -> dict[str, list[Record]]:
         tables[table] = records
     for image in tables["images"]:
         _check(image, {"id": int, "file_name": str, "width": int, "height": int}, "image", path)
-        if not 0 < image["width"] * image["height"] <= MAX_PIXELS or image["width"] < 0:
-            size = f"{image['width']}x{image['height']}"[:40]
-            raise InputError(f"{path}: image {image['id']} has a size of {size} pixels")
+        width, height = image["width"], image["height"]
+        if min(width, height) < 1:
+            raise InputError(f"{path}: image {image['id']} has a size of {width}x{height} pixels")
+        check_pixels(f"{path}: image {image['id']}", width, height, max_pixels)
     for annotation in tables["annotations"]:
         if not _is_annotation(annotation):
-            fields: dict[str, type] = {"id": int, "image_id": int, "category_id": int}
-            _check(annotation, fields, "annotation", path)
+            _check(annotation, {"id": int, "image_id": int}, "annotation", path)
+            if "category_id" in annotation:
+                _check(annotation, {"category_id": int}, "annotation", path)
     for category in tables["categories"]:
         _check(category, {"id": int, "name": str}, "category", path)
     return tables
@@ -82,7 +87,18 @@ def _check(record: Any, fields: dict[str, type], what: str, path: Path) -> None:
     if not isinstance(record, dict):
         raise InputError(f"{path}: one {what} is a {type(record).__name__}, not an object")
     for key, kind in fields.items():
+        if kind is int and key in record:
+            record[key] = whole(record[key])
         if type(record.get(key)) is not kind:
             raise InputError(
                 f"{path}: {what} {str(record.get('id'))[:20]} has no {kind.__name__} '{key}'"
             )
+
+
+def whole(value: Any) -> Any:
+    """12, 12.0 and "12" as int; anything else as it is."""
+    if type(value) is str and re.fullmatch(r"-?[0-9]{1,18}", value):
+        return int(value)
+    if type(value) is float and value.is_integer() and abs(value) <= 2**53:  # exact up to there
+        return int(value)
+    return value

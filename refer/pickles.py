@@ -6,12 +6,12 @@ import codecs
 import contextlib
 import io
 import pickle
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lib.errors import InputError
+from refer.instances import whole
 
 Ref = dict[str, Any]
 
@@ -26,7 +26,7 @@ BYTES_CALLS = {("_codecs", "encode"), ("__builtin__", "bytes")}
 HELP = "see refer/README.md"
 
 
-class _NotPlain(Exception):
+class NotPlain(Exception):
     """The pickle holds something other than lists, dicts, numbers and strings."""
 
 
@@ -44,7 +44,7 @@ def load_refs(path: str | Path) -> list[Ref]:
 
     Raises:
         InputError: the file is missing, too large, damaged, holds anything but lists, dicts,
-            numbers and strings, or is not a list of references.
+            numbers and strings (or NumPy's), or is not a list of references.
     """
     path = Path(path)
     try:
@@ -53,7 +53,7 @@ def load_refs(path: str | Path) -> list[Ref]:
             refs = _plain(_Unpickler(data).load(), MAX_DEPTH)
     except InputError:
         raise
-    except _NotPlain as error:
+    except NotPlain as error:
         raise InputError(
             f"{path}: not loaded, {error}; refs hold only lists, dicts, numbers and strings, {HELP}"
         ) from None
@@ -85,9 +85,11 @@ def _read(path: Path) -> bytes:
 def _memory_limit(extra: int) -> Iterator[None]:
     """Raise MemoryError for allocations beyond ``extra`` bytes; on Linux only."""
     try:
+        import resource  # not on Windows
+
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         before = resource.getrlimit(resource.RLIMIT_AS)
-    except OSError:
+    except (ImportError, OSError):
         yield
         return
     limit = pages * resource.getpagesize() + extra
@@ -121,19 +123,24 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(data), encoding="utf-8", errors="refer-latin1")
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """The replacement for the two calls that make bytes."""
+        """The replacement for the two calls that make bytes, or for one of NumPy's."""
         if (module, name) in BYTES_CALLS:
             return _make_bytes
-        raise _NotPlain(f"it asks for '{module}.{name}'")
+        if module.partition(".")[0] == "numpy":
+            from refer.numpy_pickles import replacement
+
+            if stand_in := replacement(module, name):
+                return stand_in
+        raise NotPlain(f"it asks for '{module}.{name}'")
 
     def persistent_load(self, pid: Any, /) -> Any:
         """Never."""
-        raise _NotPlain("it refers to objects outside itself")
+        raise NotPlain("it refers to objects outside itself")
 
 
 def _make_bytes(text: str = "", encoding: str = "latin1") -> bytes:
     if not isinstance(text, str) or encoding != "latin1":
-        raise _NotPlain("it calls a codec")
+        raise NotPlain("it calls a codec")
     return text.encode("latin-1")
 
 
@@ -148,9 +155,13 @@ def _plain(value: Any, depth: int) -> Any:
     if kind is bytes:
         return _decode(value)
     if kind is not list and kind is not dict:
-        raise _NotPlain(f"it holds a {kind.__name__}")
+        from refer.numpy_pickles import Array
+
+        if kind is Array and depth:
+            return _plain(value.values, depth - 1)
+        raise NotPlain(f"it holds a {kind.__name__}")
     if not depth:
-        raise _NotPlain(f"it is nested more than {MAX_DEPTH} deep")
+        raise NotPlain(f"it is nested more than {MAX_DEPTH} deep")
     if kind is dict:
         return {_plain(k, 0): _plain(v, depth - 1) for k, v in value.items()}
     if _SCALARS.issuperset(map(type, value)):
@@ -181,6 +192,9 @@ def _reference(ref: Any, where: str) -> Ref:
 
 def _annotation_ids(ref: Ref, where: str) -> list[int]:
     """The annotations of a reference, each once; -1 stands for none."""
+    for key in ref.keys() & {"ann_id", "ann_ids"}:
+        value = ref[key]
+        ref[key] = list(map(whole, value)) if isinstance(value, list) else whole(value)
     key = "ann_ids" if "ann_ids" in ref else "ann_id"
     value = ref.get(key)
     ids = value if isinstance(value, list) else [value]
@@ -218,6 +232,8 @@ def _sentence(sentence: Any, where: str) -> dict[str, Any]:
 
 def _field(record: dict[str, Any], key: str, kind: type, where: str) -> Any:
     value = record.get(key)
+    if kind is int and type(value) is not int and key in record:
+        value = record[key] = whole(value)
     if type(value) is not kind:
         got = f"a {type(value).__name__}" if key in record else "none"
         raise InputError(f"{where} needs '{key}' as {kind.__name__} but has {got}")

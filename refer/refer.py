@@ -7,6 +7,7 @@ published names.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from lib.errors import InputError
 from refer.arrays import Arrays
 from refer.datasets import COCO_FOLDERS, DATASETS, dataset_info
-from refer.images import open_rgb
+from refer.images import MAX_PIXELS, open_rgb
 from refer.instances import Record, load_instances
 from refer.masks import MAX_POLYGON, draw_components
 from refer.pickles import Ref, load_refs
@@ -41,6 +43,7 @@ class REFER:
         splitBy: who made the splits: unc, umd, google, berkeley; part of the pickle's name.
         image_root: folder of the images, or the one above `train2014`; by default the first of
             the dataset's image folders that exists.
+        max_pixels: upper limit of an image's size.
 
     Attributes:
         data: {'dataset', 'refs', 'images', 'annotations', 'categories'} as read.
@@ -78,17 +81,22 @@ class REFER:
         dataset: str = "refcoco",
         splitBy: str = "unc",
         image_root: str | Path | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.ROOT_DIR = Path(data_root)
         self.DATA_DIR = _dataset_folder(self.ROOT_DIR, dataset)
         self.dataset = dataset
         self.splitBy = splitBy
+        self.max_pixels = max_pixels
         self.IMAGE_DIR = image_folder(self.ROOT_DIR, dataset, image_root)
         self._real_image_dir = os.path.realpath(self.IMAGE_DIR)
         self._files = (_refs_pickle(self.DATA_DIR, splitBy), self.DATA_DIR / "instances.json")
         if not os.path.isfile(self._files[1]):
             raise InputError(f"{self._files[1]} does not exist; {HELP}")
         self._arrays: Arrays | None = None
+        self._finder: Any = None  # of refer/names.py, once it is needed
+        # Whether a resized image was warned of, by any of the loader processes.
+        self._warned = torch.zeros(1, dtype=torch.bool).share_memory_()
         self._read()
 
     def _read(self) -> None:
@@ -97,7 +105,7 @@ class REFER:
         self.data = {"dataset": self.dataset}
         with _no_garbage_collection():
             self.data["refs"] = load_refs(pickle_path)
-            self.data.update(load_instances(instances_path))
+            self.data.update(load_instances(instances_path, self.max_pixels))
             self._index_instances(instances_path)
             self._index_refs(self.data["refs"], pickle_path)
 
@@ -295,18 +303,25 @@ class REFER:
     def image_path(self, image_id: int) -> Path:
         """Path of an image's file, which need not exist.
 
+        It is named as on record, or a little otherwise; see :class:`refer.names.Finder`.
+
         Raises:
             InputError: the file's name, or a symbolic link in the folder, leads out of the
                 image folder. The folder itself may be a link.
         """
-        name = self._file_name(image_id)
-        if leads_out(name):
-            raise InputError(
-                f"{self.DATA_DIR / 'instances.json'}: the file name {name[:80]!r} of image "
-                f"{image_id} leads out of the image folder"
-            )
+        name, _ = self._file(image_id)
         path = self.IMAGE_DIR / name
-        may_be_elsewhere = "/" in name or os.path.islink(path)
+        found = None
+        if leads_out(name) or not os.path.isfile(path):
+            found = self._names().find(name)
+            if found is None and leads_out(name):
+                raise InputError(
+                    f"{self.DATA_DIR / 'instances.json'}: the file name {name[:80]!r} of image "
+                    f"{image_id} leads out of the image folder; {self._names().tried(name)} in "
+                    f"{self.IMAGE_DIR}"
+                )
+            path = found or path
+        may_be_elsewhere = found or "/" in name or os.path.islink(path)
         if may_be_elsewhere and not self._is_inside(os.path.realpath(path)):
             raise InputError(
                 f"image {path} is a link out of the image folder: put the image itself there, "
@@ -317,22 +332,52 @@ class REFER:
     def _is_inside(self, real_path: str) -> bool:
         return os.path.commonpath([real_path, self._real_image_dir]) == self._real_image_dir
 
-    def _file_name(self, image_id: int) -> str:
+    def _file(self, image_id: int) -> tuple[str, tuple[int, int]]:
+        """Name of an image's file, and its width and height, as on record."""
         row = None if self._arrays is None else self._arrays.image_row(image_id)
         if self._arrays is None or row is None:
-            return self._get(self.Imgs, image_id, "image_id")["file_name"]
-        return self._arrays.file_name[row]
+            record = self._get(self.Imgs, image_id, "image_id")
+            return record["file_name"], (record["width"], record["height"])
+        size = int(self._arrays.width[row]), int(self._arrays.height[row])
+        return self._arrays.file_name[row], size
+
+    def _names(self) -> Any:
+        if self._finder is None:
+            from refer.names import Finder
+
+            arrays = self._arrays
+            records = arrays.file_name if arrays else [i["file_name"] for i in self.Imgs.values()]
+            self._finder = Finder(self.IMAGE_DIR, records)
+        return self._finder
 
     def open_image(self, image_id: int) -> Image.Image:
-        """Open an image as RGB.
+        """Open an image as RGB, as large as it is in its file.
+
+        A copy of another size is warned of once: masks have the size on record.
 
         Raises:
-            InputError: missing, damaged or too large.
+            InputError: missing, damaged, too large, or of another shape than on record.
         """
         path = self.image_path(image_id)
         if not os.path.isfile(path):
             raise InputError(self.missing_image(path))
-        return open_rgb(path)
+        image = open_rgb(path, self.max_pixels)
+        _, size = self._file(image_id)
+        if image.size != size:
+            from refer.rare_images import misfit
+
+            if reason := misfit(image, *size):
+                raise InputError(f"image {path} {reason}")
+            if not self._warned:
+                self._warned.fill_(True)
+                logging.getLogger("lavt").warning(
+                    "warning: image %s has %dx%d pixels, its annotations are of %dx%d: a resized "
+                    "copy, which is used; there may be more",
+                    path,
+                    *image.size,
+                    *size,
+                )
+        return image
 
     def missing_image(self, path: Path) -> str:
         """The message for a missing image, or for its missing folder."""
@@ -341,7 +386,8 @@ class REFER:
                 f"image folder {self.IMAGE_DIR} of {self!r} does not exist; put the images there "
                 f"or give their folder with --image_root, {HELP}"
             )
-        return f"image {path} of {self!r} does not exist; {HELP}"
+        tried = self._names().tried(os.path.relpath(path, self.IMAGE_DIR))
+        return f"image {path} of {self!r} does not exist; {tried}; {HELP}"
 
     def showRef(self, ref: Ref, seg_box: str = "seg") -> Image.Image:
         """Draw a reference on its image.
@@ -351,11 +397,11 @@ class REFER:
             seg_box: 'seg' tints the objects, 'box' draws their bounding box.
 
         Returns:
-            A new RGB image at the original size, with the expressions below it.
+            A new RGB image at the size on record, with the expressions below it.
         """
         from refer import drawing
 
-        image = self.open_image(ref["image_id"])
+        image = self._annotated_image(ref)
         if seg_box == "box":
             drawing.box(image, *self.getRefBox(ref["ref_id"]))
         else:
@@ -367,7 +413,12 @@ class REFER:
         """Draw a reference's mask over its image, without the expressions."""
         from refer import drawing
 
-        return drawing.tint(self.open_image(ref["image_id"]), self.getMask(ref)["mask"])
+        return drawing.tint(self._annotated_image(ref), self.getMask(ref)["mask"])
+
+    def _annotated_image(self, ref: Ref) -> Image.Image:
+        """A reference's image at the size on record."""
+        image, (_, size) = self.open_image(ref["image_id"]), self._file(ref["image_id"])
+        return image if image.size == size else image.resize(size)
 
     def _get(self, table: dict[int, Any], key: int, what: str) -> Any:
         if key not in table:
@@ -418,7 +469,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _ids(ids: Ids) -> Sequence[int]:
-    return [ids] if isinstance(ids, int) else list(ids)
+    return [int(ids)] if isinstance(ids, int | np.integer) else list(ids)
 
 
 def _is_coordinate(value: Any) -> bool:

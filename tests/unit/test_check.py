@@ -103,7 +103,7 @@ def _twin(records: list[dict[str, Any]], **changes: Any) -> None:
         (lambda r, i: r[2]["sentences"][0].update(raw=" "), {"empty_expression": 1}),
         (lambda r, i: i["images"][0].update(file_name="x.jpg"), {"missing_picture": 1}),
         (lambda r, i: i["images"][0].update(file_name="../x.jpg"), {"missing_picture": 1}),
-        (lambda r, i: i["images"][1].update(width=21), {"picture_size": 1}),
+        (lambda r, i: i["images"][1].update(width=10, height=20), {"picture_shape": 1}),
     ],
 )
 def test_damaged_records(tmp_path: Path, damage: Break, expected: dict[str, int]) -> None:
@@ -198,8 +198,24 @@ def test_images(tmp_path: Path) -> None:
     Image.new("L", (10, 20)).save(second)  # width and height changed over
     assert examine(root).sound  # without decoding, existence is all that is asked for
     report = examine(root, decode=True)
-    assert result(report, True) == {"bad_picture": 1, "picture_size": 1}
-    assert "10x20 instead of 20x10" in check.as_text(report)
+    assert result(report, True) == {"bad_picture": 1, "picture_shape": 1}
+    assert "has 10x20 pixels, but its annotations are of 20x10" in check.as_text(report)
+
+
+def test_resized_copies_are_a_note(tmp_path: Path) -> None:
+    root = write_root(tmp_path, sound_refs(), sound_instances())
+    Image.new("L", (10, 5)).save(max(root.rglob("*.jpg")))
+    report = examine(root, decode=True)
+    assert report.sound
+    assert result(report, False) == {"picture_size": 1}
+    assert "10x5 instead of 20x10" in check.as_text(report)
+
+
+def test_limit_of_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_root(tmp_path, sound_refs(), sound_instances())
+    run(root, "--images", "--max_pixels", "200")
+    with pytest.raises(InputError, match="image 102 has 20x10 pixels, more than --max_pixels 199"):
+        run(root, "--images", "--max_pixels", "199")
 
 
 def test_no_image_folder(tmp_path: Path) -> None:
@@ -339,6 +355,7 @@ def test_sound_data_exit_as_usual(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--image_root", "nowhere"], ["nowhere", "--image_root"]),
         (["--bert_tokenizer", "nowhere/bert"], ["nowhere/bert"]),
         (["--max_tokens", "0"], ["--max_tokens 0"]),
+        (["--max_pixels", "0"], ["--max_pixels 0"]),
         (["--frobnicate"], ["--frobnicate"]),
         (["--json", "/dev/null/x.json"], ["/dev/null"]),
     ],

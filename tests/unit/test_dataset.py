@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -318,7 +319,7 @@ def refer_instances(refer: REFER) -> dict[str, Any]:
 
 
 def test_annotation_ids_of_the_wrong_kind(tmp_path: Path) -> None:
-    for ids in ("11", None, [11, "12"], 1.5, {"a": 1}):
+    for ids in ("11, 12", None, [11, True], 1.5, {"a": 1}, math.nan, ""):
         refs = default_refs()
         refs[0]["ann_id"] = ids
         with pytest.raises(InputError, match="needs 'ann_id' as int or list of int"):

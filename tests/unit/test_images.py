@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from lib.errors import InputError
-from refer import images
 from refer.images import open_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -153,10 +152,20 @@ def test_bombs(tmp_path: Path, side: int) -> None:
     path.write_bytes(png_claiming(side, side))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "megapixels" in refusal(path)
+        assert f"{side}x{side} pixels, more than --max_pixels 100000000" in refusal(path)
 
 
-def test_bound_is_inclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 256)
-    assert open_rgb(saved(tmp_path, Image.new("L", (16, 16)))).size == (16, 16)
-    assert "16x17" in refusal(saved(tmp_path, Image.new("L", (16, 17))))
+def test_bound_is_inclusive(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.new("L", (16, 17)))
+    assert open_rgb(path, 272).size == (16, 17)
+    with pytest.raises(InputError, match="16x17 pixels, more than --max_pixels 271 allows"):
+        open_rgb(path, 271)
+
+
+def test_more_than_pils_own_limit(tmp_path: Path) -> None:
+    """PIL alone refuses more than 179 megapixels."""
+    path = saved(tmp_path, Image.new("1", (20_000, 10_000)))
+    assert "20000x10000" in refusal(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_rgb(path, 200_000_000).size == (20_000, 10_000)

@@ -499,7 +499,13 @@ HOSTILE = {
     "build": b"\x80\x02c_codecs\nencode\n}X\x01\x00\x00\x00aK\x01sb.",
     "persistent": b"Pabc\n.",
     "extension": b"\x80\x02\x82\x01.",
-    "numpy": pickle.dumps([np.int64(3)], 2),
+    "numpy function": pickle.dumps(Evil(np.zeros, 3), 2),
+    "numpy dates": pickle.dumps([np.datetime64(3, "s")], 2),
+    "numpy, cut": b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\2\0\0\0i8\x85R"
+    b"U\3abc\x86R.",
+    "numpy, an address": b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\2\0\0\0O8\x85R"
+    b"U\x08abcdefgh\x86R.",
+    "numpy, a list of types": b"\x80\x02cnumpy\ndtype\n]X\2\0\0\0O8a\x85R.",
     "set": pickle.dumps({1, 2}, 4),
     "object": pickle.dumps(Path("a"), 4),
     "memo": b"\x80\x02]r\xff\xff\xff\x7f.",
@@ -540,7 +546,11 @@ def test_hostile_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ref_id": "1"}, "reference 0 needs 'ref_id' as int but has a str"),
+        ({"ref_id": "1a"}, "reference 0 needs 'ref_id' as int but has a str"),
+        ({"ref_id": True}, "reference 0 needs 'ref_id' as int but has a bool"),
+        ({"image_id": 1.5}, "reference 0 needs 'image_id' as int but has a float"),
+        ({"image_id": float("nan")}, "reference 0 needs 'image_id' as int but has a float"),
+        ({"sentences": [{"sent_id": "x", "raw": "a"}]}, "needs 'sent_id' as int but has a str"),
         ({"ann_id": None}, "needs 'ann_id' as int"),
         ({"split": 3}, "needs 'split' as str"),
         ({"sentences": {}}, "needs 'sentences' as list"),

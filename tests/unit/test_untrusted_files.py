@@ -107,7 +107,10 @@ def test_payloads_in_refs(name: str) -> None:
 
 def test_other_objects_in_refs() -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        assert "not loaded" in refs_error(pickle.dumps([np.int64(3)], protocol))
+        for value in (np.datetime64(3, "s"), np.zeros((2, 2)), np.zeros(2, "i4,f8"), np.float64):
+            assert "not loaded, it" in refs_error(pickle.dumps([value], protocol))
+        hidden = np.array([PAYLOADS["os.system"]], dtype=object)
+        assert "it asks for" in refs_error(pickle.dumps([hidden], protocol))
     assert "it calls a codec" in refs_error(b"c_codecs\nencode\nX\x01\0\0\0aX\x05\0\0\0rot13\x86R.")
     assert "objects outside itself" in refs_error(b"\x80\x02U\x01aQ.")
     assert "it holds a tuple" in refs_error(pickle.dumps((1, 2)))
@@ -152,7 +155,10 @@ def instances_error(content: Any, folder: Path) -> str:
         ("height", -12),
         ("width", math.nan),
         ("width", True),
-        ("id", 1e3),
+        ("id", 1.5),
+        ("id", 1e300),
+        ("id", "1 2"),
+        ("height", 0),
         ("id", [1]),
         ("file_name", None),
         ("file_name", {"a": 1}),
@@ -287,7 +293,7 @@ def test_a_pipe_for_an_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"P6 99999 99999 255\n", "megapixels"),
+        (b"P6 99999 99999 255\n", "--max_pixels"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not an image"),
         (pickle.dumps(PAYLOADS["os.system"]), "not an image"),

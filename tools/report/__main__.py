@@ -29,7 +29,8 @@ from args import Parser
 from lib.errors import InputError
 from lib.evaluation.metrics import PRECISION_AT, Metrics, sample_iou, summarise
 from lib.visualize import GROUND_TRUTH, PREDICTION
-from refer.images import open_rgb
+from refer.images import MAX_PIXELS, open_rgb
+from refer.names import Finder
 from refer.refer import image_folder
 from tools.report import charts
 from tools.report.breakdown import Breakdown, breakdowns, mean_with_interval, object_codes
@@ -111,7 +112,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def thumbnails(
-    names: Iterable[str], folder: Path, side: int
+    names: Iterable[str], folder: Path, side: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Images as small JPEGs in base64.
 
@@ -119,15 +120,20 @@ def thumbnails(
         names: of the files.
         folder: that they are in.
         side: of the longer side, pixels; smaller images stay as they are.
+        max_pixels: upper limit of an image's size.
 
     Returns:
         JPEG by name, and what was wrong by name for images that could not be read.
     """
     found, wrong = {}, {}
     names = list(dict.fromkeys(names))
+    finder = Finder(folder, names)
     for name in utils.progress(names, "images", 0, len(names)):
         try:
-            image = open_rgb(folder / name)
+            path = finder.find(name)
+            if path is None:
+                raise InputError(f"image {name} of {folder} does not exist; {finder.tried(name)}")
+            image = open_rgb(path, max_pixels)
         except InputError as e:
             wrong[name] = str(e)
             continue
@@ -375,6 +381,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--output", type=Path, default=Path("report.html"))
     p.add_argument("--max_samples", type=int, default=0, help="in the gallery; 0 (default): all")
     p.add_argument(
+        "--max_pixels", type=int, default=MAX_PIXELS, help="upper limit of an image's pixels"
+    )
+    p.add_argument(
         "--image_side",
         "--photo_side",
         type=int,
@@ -384,6 +393,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.max_samples < 0:
         raise InputError(f"--max_samples {args.max_samples}: give a number, or 0 for all")
+    if args.max_pixels < 1:
+        raise InputError(f"--max_pixels {args.max_pixels}: must be 1 or more")
     if not SIDES[0] <= args.image_side <= SIDES[1]:
         raise InputError(f"--image_side {args.image_side}: give {SIDES[0]} to {SIDES[1]} pixels")
     return args
@@ -397,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     comparison = compare(samples, args.compare) if args.compare else None
     chosen = spread(len(samples), args.max_samples)
     names = list(dict.fromkeys(samples[i].file_name for i in chosen))
-    jpegs, wrong = thumbnails(names, folder, args.image_side)
+    jpegs, wrong = thumbnails(names, folder, args.image_side, args.max_pixels)
     if wrong:
         first = next(iter(wrong.values()))
         if not jpegs:

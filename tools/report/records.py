@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import InputError
-from refer.images import MAX_PIXELS
 from refer.masks import unpack_counts
-from refer.refer import leads_out
+from refer.names import parts_of
 
 STANDARD = "standard"
+MAX_PIXELS = 2**31 - 1  # of an image; the upper end of --max_pixels
 MAX_INT = 2**53  # larger JSON numbers are not exact in every reader
 ROUNDING = 1e-3  # of a written IoU
 
@@ -165,7 +165,7 @@ def _parse(line: bytes) -> Prediction:
     }
     sizes: dict[str, Any] = {name: _integer(raw, name, 1) for name in ("height", "width")}
     if sizes["height"] * sizes["width"] > MAX_PIXELS:
-        raise ValueError(f"an image of more than {MAX_PIXELS // 10**6} megapixels")
+        raise ValueError(f"an image of more than {MAX_PIXELS} pixels")
     return Prediction(
         **texts,
         **ids,
@@ -221,7 +221,7 @@ def _integers(raw: dict[str, Any], name: str, least: int = 0) -> tuple[int, ...]
 
 def _file_name(raw: dict[str, Any]) -> str:
     name = _text(raw, "file_name")
-    if leads_out(name):
+    if not parts_of(name):
         raise ValueError(f"the file name {name[:80]!r} leads out of the image folder")
     return name
 

@@ -1,0 +1,88 @@
+"""What only few images need: formats beyond the usual, and sizes that are not the annotations'."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from lib.errors import InputError
+
+# Pillow's name of a format, and the package that reads it where Pillow does not.
+FORMATS = {
+    "AVIF": "pillow-avif-plugin",
+    "HEIF": "pillow-heif",
+    "JPEG2000": "a Pillow with OpenJPEG",
+}
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+JPEG2000_STARTS = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 are on their side
+
+
+def open_rare(data: bytes, path: Path) -> Image.Image:
+    """Open, but not decode, an AVIF, HEIF (HEIC) or JPEG 2000.
+
+    Raises:
+        InputError: it is one, but nothing that is installed reads it.
+        UnidentifiedImageError: it is none.
+    """
+    kind = _format(data)
+    if kind is None:
+        raise UnidentifiedImageError
+    Image.init()
+    with suppress(UnidentifiedImageError, KeyError):  # KeyError: Pillow does not have the format
+        return Image.open(io.BytesIO(data), formats=[kind])
+    with suppress(ImportError, UnidentifiedImageError, KeyError):
+        if kind == "HEIF":
+            importlib.import_module("pillow_heif").register_heif_opener()
+        elif kind == "AVIF":
+            importlib.import_module("pillow_avif")  # registers itself
+        return Image.open(io.BytesIO(data), formats=[kind])
+    raise InputError(
+        f"image {path} is {kind} and cannot be read: install {FORMATS[kind]}, or convert it to "
+        "JPEG or PNG (or it is damaged)"
+    )
+
+
+def _format(data: bytes) -> str | None:
+    brands = data[8:40] if data[4:8] == b"ftyp" else b""
+    if b"avif" in brands or b"avis" in brands:
+        return "AVIF"
+    if any(brand in brands for brand in HEIF_BRANDS):
+        return "HEIF"
+    return "JPEG2000" if data.startswith(JPEG2000_STARTS) else None
+
+
+def misfit(image: Image.Image, width: int, height: int) -> str:
+    """Why an image cannot be the one that was annotated; '' if it is a resized copy of it.
+
+    Args:
+        image: as in the file.
+        width, height: pixels, of the annotations.
+    """
+    if _same_shape(image.width, image.height, width, height):
+        return ""
+    text = f"has {image.width}x{image.height} pixels, but its annotations are of {width}x{height}"
+    if not _same_shape(image.height, image.width, width, height):
+        return f"{text}: it is another image, or cropped; put the original there"
+    if (orientation := _orientation(image)) > 4:
+        return (
+            f"{text}: it is stored on its side, with EXIF orientation {orientation}; rewrite it "
+            "upright with PIL's ImageOps.exif_transpose, or swap a wrong width and height"
+        )
+    return f"{text}: it is on its side, or width and height are swapped; correct what is wrong"
+
+
+def _same_shape(width: int, height: int, other_width: int, other_height: int) -> bool:
+    """Whether two sizes have one aspect ratio, up to a pixel by which one of them was rounded."""
+    sides = width, height, other_width, other_height
+    return abs(width * other_height - height * other_width) <= max(sides)
+
+
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):  # PIL raises many kinds for damaged metadata
+        return int(image.getexif().get(ORIENTATION, 1))
+    return 1

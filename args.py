@@ -28,6 +28,7 @@ from lib.segmentation import MODELS
 from lib.swin import SWIN_SIZES
 from lib.training.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
 from lib.variants import CHOICES, Variant
+from refer.images import MAX_PIXELS
 
 T = TypeVar("T")
 
@@ -153,6 +154,7 @@ def common_parser(description: str) -> Parser:
     add("--split", default="test", help="test.py: a split, or several: val,testA")
     add("--refer_data_root", default="./refer/data/", help="REFER data root")
     add("--image_root", default=None, help="folder of the images, if elsewhere")
+    add("--max_pixels", type=int, default=MAX_PIXELS, help="upper limit of an image's pixels")
     add("--data_cache", help=argparse.SUPPRESS)  # of earlier versions; ignored
     add(
         "--mask_mode",
@@ -434,7 +436,7 @@ def check_args(args: argparse.Namespace) -> None:
         if getattr(args, name, "") is None:
             setattr(args, name, getattr(entry, name))
     args.window = 12 if args.window12 else 7
-    for name in (*POSITIVE, "max_tokens", *NOT_NEGATIVE, "clip_grad"):
+    for name in (*POSITIVE, "max_tokens", "max_pixels", *NOT_NEGATIVE, "clip_grad"):
         value = getattr(args, name, None)
         if value is None:
             continue
@@ -459,8 +461,8 @@ def check_args(args: argparse.Namespace) -> None:
 # Flags that a resumed run may change without a warning: not settings of the training itself.
 FREE_TO_CHANGE = """
     resume device workers pin_mem print_freq output_dir local_rank refer_data_root
-    image_root data_cache bert_tokenizer ck_bert pretrained_swin_weights model_id save_every
-    save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
+    image_root max_pixels data_cache bert_tokenizer ck_bert pretrained_swin_weights model_id
+    save_every save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
     nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
     channels_last tf32 grad_checkpoint accelerate
 """
@@ -535,6 +537,7 @@ def refer_options(args: argparse.Namespace) -> dict[str, Any]:
         "dataset": args.dataset,
         "splitBy": args.splitBy,
         "image_root": args.image_root,
+        "max_pixels": args.max_pixels,
     }
 
 

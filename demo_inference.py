@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     unread = 0
     for job in jobs:
         try:
-            image = open_upright(job.image)
+            image = open_upright(job.image, args.max_pixels)
         except InputError as e:
             if len(jobs) == 1:
                 raise

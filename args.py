@@ -6,7 +6,7 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -246,6 +246,12 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="BERT's dropout while training (model: off for lavt, on for lavt_one)",
     )
     add("--text_from_scratch", action="store_true", help="load no BERT weights")
+    add(
+        "--init_from",
+        default="",
+        metavar="FILE",
+        help="start a new run with all weights of a checkpoint, of train.py or published",
+    )
     add("--val_split", default="val", help="split evaluated while training")
     add("--val_expressions", choices=VAL_EXPRESSIONS, help="of a reference (one; crossvlt: all)")
     add("--eval_every", type=int, default=1, metavar="N", help="epochs between validations")
@@ -283,6 +289,16 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = p.parse_args(argv)
     args.save_steps, args.save_minutes = _save_every(args.save_every)
     check_args(args)
+    if args.init_from and args.resume not in ("", "auto"):
+        raise InputError(
+            "--resume goes on with a run, --init_from starts a new one: give one of the two"
+        )
+    fresh = not args.init_from and args.resume in ("", "auto")
+    if fresh and args.text_from_scratch and args.lang_layers is not None:
+        raise InputError(
+            f"--text_from_scratch --lang_layers {args.lang_layers}: BERT's embeddings would be "
+            "random and never trained; give --lang_layers all, or leave out --text_from_scratch"
+        )
     if "window12" in Path(args.pretrained_swin_weights).name:
         args.window = 12  # as in the release
     return args
@@ -464,7 +480,7 @@ FREE_TO_CHANGE = """
     image_root max_pixels data_cache bert_tokenizer ck_bert pretrained_swin_weights model_id
     save_every save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
     nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
-    channels_last tf32 grad_checkpoint accelerate
+    channels_last tf32 grad_checkpoint accelerate vocabulary init_from batch_size accumulate
 """
 
 
@@ -472,24 +488,45 @@ FREE_TO_CHANGE = """
 IN_OPTIMIZER_STATE = {"lr", "scale_lr", "weight_decay", "norm_decay", "amsgrad"}
 
 
-def compare_args(before: Any, now: argparse.Namespace) -> list[str]:
+def compare_args(before: Mapping[str, Any], now: argparse.Namespace) -> list[str]:
     """A line for each flag that differs between a checkpoint and the run that resumes it.
 
     Args:
-        before: the ``args`` of the checkpoint: a dictionary, or the release's Namespace.
+        before: flags that the checkpoint was trained with.
         now: of this run.
     """
-    old = before if isinstance(before, dict) else getattr(before, "__dict__", {})
-    # An untrusted file may hold anything, like tensors, which == does not simply compare.
-    old = {k: v for k, v in old.items() if v is None or isinstance(v, str | int | float)}
-    new = vars(now)
+    names = before.keys() & vars(now).keys() - set(FREE_TO_CHANGE.split())
     return [
-        f"--{name} {new[name]} is not used when resuming: the checkpoint's {old[name]} is"
+        f"--{name} {getattr(now, name)} is not used when resuming: "
+        f"the checkpoint's {before[name]} is"
         if name in IN_OPTIMIZER_STATE
-        else f"--{name} {new[name]}: the checkpoint was trained with {old[name]}"
-        for name in sorted((old.keys() & new.keys()) - set(FREE_TO_CHANGE.split()))
-        if old[name] != new[name]
+        else _differs(name, before, now)
+        for name in sorted(names)
+        if before[name] != getattr(now, name)
     ]
+
+
+# What a model is used with: other values than in training change its predictions, or what they
+# are compared with.
+OF_INPUT = ("img_size", "max_tokens", "text")
+OF_DATA = ("mask_mode", "dataset", "splitBy")
+
+
+def compare_use(
+    before: Mapping[str, Any], now: argparse.Namespace, names: Sequence[str] = OF_INPUT
+) -> list[str]:
+    """A line for each of some flags that differs between a checkpoint and its use.
+
+    Args:
+        before, now: of :func:`compare_args`.
+        names: of the flags.
+    """
+    known = [name for name in names if name in before]
+    return [_differs(name, before, now) for name in known if before[name] != getattr(now, name)]
+
+
+def _differs(name: str, before: Mapping[str, Any], now: argparse.Namespace) -> str:
+    return f"--{name} {getattr(now, name)}: the checkpoint was trained with {before[name]}"
 
 
 # ---- from flags to keywords ----

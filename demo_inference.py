@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 import utils
-from args import model_options, parse_demo, speed_options
-from bert import load_tokenizer
+from args import compare_use, model_options, parse_demo, speed_options
+from bert import check_vocabulary, load_tokenizer
 from lib import checkpoint, runtime
 from lib.attention import fusions
 from lib.errors import InputError
@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     utils.setup_logging(None, info.rank)
     model = checkpoint.load_trained(args.model, args.resume, **model_options(args))
     runtime.prepare(model.to(info.device), **speed_options(args))
+    for difference in compare_use(model.trained_with, args):
+        log.info("%s", difference)
     tokenizer = load_tokenizer(args.bert_tokenizer)
+    check_vocabulary(tokenizer, model, model.trained_with.get("vocabulary"))
     if args.attention:
         fusions(model)  # raises an error if it has none, before anything is written
     predictor = Predictor(

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import utils
 from args import (
+    OF_DATA,
+    OF_INPUT,
+    compare_use,
     dataset_options,
     model_options,
     parse_test,
@@ -18,7 +21,7 @@ from args import (
     select,
     speed_options,
 )
-from bert import load_tokenizer
+from bert import check_vocabulary, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
 from lib import checkpoint, runtime
 from lib.evaluation import tables
@@ -38,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     utils.setup_logging(None, info.rank)
     model = checkpoint.load_trained(args.model, args.resume, **model_options(args))
     runtime.prepare(model.to(info.device), **speed_options(args))
+    for difference in compare_use(model.trained_with, args, OF_INPUT + OF_DATA):
+        log.info("%s", difference)
     tokenizer = load_tokenizer(args.bert_tokenizer)
+    check_vocabulary(tokenizer, model, model.trained_with.get("vocabulary"))
     refer = REFER(**refer_options(args))
     datasets = {
         split: ReferDataset(refer, split, tokenizer, **dataset_options(args))

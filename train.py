@@ -21,10 +21,11 @@ from args import (
     refer_options,
     select,
 )
-from bert import load_bert, load_tokenizer
+from bert import check_vocabulary, load_bert, load_tokenizer, vocabulary_of
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import RandomExpressionSampler
 from lib import checkpoint, runtime
+from lib.errors import InputError
 from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.training import optim
@@ -52,7 +53,13 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     if args.deterministic:
         utils.make_deterministic()
     info = utils.init_distributed(args.device, args.local_rank)
+    utils.setup_logging(None, info.rank)
+    resume, reasons = choose_checkpoint(args, info)
+    content = checkpoint.read_checkpoint(resume) if resume else None
+    if content is not None and nothing_left(args, content):
+        return
     tokenizer = load_tokenizer(args.bert_tokenizer)
+    args.vocabulary = vocabulary_of(tokenizer)
     refer = REFER(**refer_options(args))
     train_set, val_set = (
         ReferDataset(refer, split, tokenizer, **dataset_options(args))
@@ -64,9 +71,12 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         train_set.samples_of_ref, args.batch_size, args.seed, info.rank, info.world, args.accumulate
     )
     utils.setup_logging(Path("models") / args.model_id, info.rank)
-    resume = choose_checkpoint(args, info)
-    content = checkpoint.read_checkpoint(resume) if resume else None
+    for reason in reasons:
+        log.warning("not resumed: %s", reason)
+    if args.resume == "auto" or utils.restarts():
+        log.info("%s", f"resuming {resume}" if resume else "starting fresh")
     model = prepare_model(args, info, content, resume)
+    check_vocabulary(tokenizer, model, model.trained_with.get("vocabulary"))
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)
     optim.freeze_unused(model, groups)
     total_batch = info.world * args.batch_size * args.accumulate
@@ -91,8 +101,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     )
     if content is not None:
         trainer.load_state_dict(content, resume)
-        for difference in compare_args(content.get("args"), args):
-            log.warning("%s", difference)
+        for difference in compare_args(model.trained_with, args):
+            log.info("%s", difference)
     if info.is_main:
         trainer.prepare_folders(resume)
     log.info("%d references, %d steps per epoch, %s", len(train_set.samples_of_ref), steps, info)
@@ -102,42 +112,79 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     log.info("done: %s", best if best.is_file() else last)
 
 
-def choose_checkpoint(args: argparse.Namespace, info: DistInfo) -> str:
-    """The checkpoint to resume, '' for a fresh run; the same on all ranks."""
+def choose_checkpoint(args: argparse.Namespace, info: DistInfo) -> tuple[str, list[str]]:
+    """The checkpoint to resume, '' for a fresh run, and why newer ones cannot be; on all ranks."""
     auto = args.resume == "auto"
     path = "" if auto else args.resume
+    reasons: list[str] = []
     if info.is_main and (auto or utils.restarts()):
         newest, reasons = StateFiles(args.output_dir, args.model_id).newest()
-        for reason in reasons:
-            log.warning("not resumed: %s", reason)
         path = str(newest or path)
-    path = utils.from_main(path)
-    if auto or utils.restarts():
-        log.info(f"resuming {path}" if path else "starting fresh")
-    return path
+    return utils.from_main((path, reasons))
+
+
+def nothing_left(args: argparse.Namespace, content: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of a finished run, which ends this one before it writes anything.
+
+    Raises:
+        InputError: it is, and the user named it.
+    """
+    done = content.get("epoch", -1)
+    if not isinstance(done, int) or done + 1 < args.epochs:
+        return False
+    line = f"epoch {done + 1} of {args.epochs}: nothing left; --epochs N to go on, "
+    line += "--init_from FILE to start anew from its weights"
+    if args.resume != "auto" and not utils.restarts():
+        raise InputError(line)
+    log.info("%s", line)  # a scheduler may start a finished job again
+    return True
 
 
 def prepare_model(
     args: argparse.Namespace, info: DistInfo, content: dict[str, Any] | None, resume: str
 ) -> Segmenter:
-    """The model on its device, with pretrained weights or those of the checkpoint ``content``."""
+    """The model on its device; says where its weights come from.
+
+    Args:
+        args, info: of the run.
+        content, resume: of the checkpoint to resume and its path; None and '' for a fresh run.
+    """
     utils.seed_everything(args.seed)
     model = build_model(args.model, **model_options(args))
     if content is not None:
         checkpoint.load_model(model, content, resume)
+        log.info("weights: all of %s, which is resumed", resume)
+    elif args.init_from:
+        weights = checkpoint.read_checkpoint(args.init_from)
+        checkpoint.load_model(model, weights, args.init_from, resize=True)
+        log.info("weights: all of %s; a new run from epoch 0", args.init_from)
     else:
-        if not args.text_from_scratch:
-            model.load_text(load_bert(args.ck_bert))
-        if args.pretrained_swin_weights:
-            from lib.checkpoint.swin import load_swin_weights
-
-            log.info(load_swin_weights(model, args.pretrained_swin_weights))
+        load_pretrained(args, model)
     model.to(info.device)
     if args.channels_last:
         runtime.use_channels_last(model)
     if args.grad_checkpoint:
         runtime.recompute_blocks(model)
     return model
+
+
+def load_pretrained(args: argparse.Namespace, model: Segmenter) -> None:
+    """Load ImageNet Swin and BERT where asked; says which parts begin at random."""
+    if args.pretrained_swin_weights:
+        from lib.checkpoint.swin import load_swin_weights
+
+        log.info("backbone: %s", load_swin_weights(model, args.pretrained_swin_weights))
+    else:
+        log.info(
+            "backbone: random weights; published results begin with ImageNet's: give "
+            "--pretrained_swin_weights"
+        )
+    if args.text_from_scratch:
+        log.info("text encoder: random weights (--text_from_scratch)")
+    else:
+        model.load_text(load_bert(args.ck_bert))
+        log.info("text encoder: BERT of %s", args.ck_bert)
+    log.info("fusion and decoder: random weights, as published")
 
 
 if __name__ == "__main__":

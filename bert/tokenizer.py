@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bert import hub
 from lib.errors import InputError
@@ -44,6 +45,41 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
         InputError: no vocabulary in the folder, or the hub cannot be reached.
     """
     return _load(*hub.locate(name_or_dir, VOCABULARIES, "tokenizer"))
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> str:
+    """A fingerprint of the words and their order: equal ones read every text alike."""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256("\n".join(word for word, _ in words).encode()).hexdigest()
+
+
+def check_vocabulary(tokenizer: Tokenizer, model: nn.Module, trained_with: Any = None) -> None:
+    """Check that a tokenizer belongs to a model.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        model: with BERT's word embeddings, some rows more than words if their number was rounded
+            up; another model is not checked.
+        trained_with: `vocabulary_of` the tokenizer that the weights were trained with; None if
+            that is not known.
+
+    Raises:
+        InputError: it does not.
+    """
+    remedy = "give the tokenizer that belongs to the weights (--bert_tokenizer, --ck_bert)"
+    words = len(tokenizer)
+    for name, parameter in model.named_parameters():
+        rows = len(parameter) if name.endswith("word_embeddings.weight") else words
+        if rows != words and rows not in [-(-words // m) * m for m in (8, 16, 32, 64, 128)]:
+            what = "words would be unknown" if words < rows else "words would have no embedding"
+            raise InputError(
+                f"the tokenizer has {words} words, but the text encoder {rows}: {what}; {remedy}"
+            )
+    if isinstance(trained_with, str) and trained_with != vocabulary_of(tokenizer):
+        raise InputError(
+            f"the tokenizer's {words} words are not those that the checkpoint was trained with; "
+            + remedy
+        )
 
 
 def encode(

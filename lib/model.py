@@ -39,10 +39,12 @@ class Segmenter(nn.Module, ABC):
         groups: names of the optimizer's parameter groups, in the order of the release.
         variant: flags and their values that names and shapes of weights need not show. Loading a
             checkpoint compares them with those that it was trained with.
+        trained_with: flags of the checkpoint whose weights it has; {} if there are none.
     """
 
     groups: tuple[str, ...]
     variant: Mapping[str, str] = MappingProxyType({})
+    trained_with: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

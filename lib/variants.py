@@ -152,19 +152,18 @@ class MeanFusion(nn.Module):
         return self.project_mm(self.join(self.vis_project(vis), self.lang_project(mean)))
 
 
-def trained_with(recorded: Any, asked: Mapping[str, str]) -> dict[str, str]:
+def trained_with(recorded: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, str]:
     """Values of the flags ``asked`` that a checkpoint was trained with.
 
     Args:
-        recorded: ``args`` of the checkpoint: a dictionary, or an object with attributes. Without
-            these flags, as in published files, it is of the published network.
+        recorded: flags of the checkpoint. Without these, as in published files, it is of the
+            published network.
         asked: of :attr:`lib.model.Segmenter.variant`.
     """
-    args = recorded if isinstance(recorded, Mapping) else getattr(recorded, "__dict__", {})
     published = asdict(PUBLISHED) | {"mha": ONE_HEAD}
     # An untrusted file may have any object under these names.
-    texts = {name: value for name, value in args.items() if isinstance(value, str)}
-    return {name: texts.get(name) or published[name] for name in asked} if args else {}
+    texts = {name: value for name, value in recorded.items() if isinstance(value, str)}
+    return {name: texts.get(name) or published[name] for name in asked} if recorded else {}
 
 
 def variant_of_names(state: Mapping[str, Tensor]) -> dict[str, str]:

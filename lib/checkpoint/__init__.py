@@ -1,6 +1,13 @@
 """Checkpoints: published layouts, and ImageNet Swin weights."""
 
-from lib.checkpoint.layouts import TRAINING_STATE, describe, load_model, load_trained, load_training
+from lib.checkpoint.layouts import (
+    TRAINING_STATE,
+    describe,
+    load_model,
+    load_trained,
+    load_training,
+    recorded_args,
+)
 from lib.weights import file_hash, read_checkpoint, write_checkpoint, write_partial
 
 __all__ = [
@@ -11,6 +18,7 @@ __all__ = [
     "load_trained",
     "load_training",
     "read_checkpoint",
+    "recorded_args",
     "write_checkpoint",
     "write_partial",
 ]

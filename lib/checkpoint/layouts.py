@@ -78,7 +78,7 @@ def load_model(
         state = _resized(state, own, str(path))
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
-    trained = {} if resize else trained_with(content.get("args"), model.variant)
+    trained = {} if resize else trained_with(recorded_args(content), model.variant)
     asked_for = {name: model.variant[name] for name in trained}
     if wrong or missing or extra or trained != asked_for:
         asked = describe(own) | variant_of_names(own) | asked_for
@@ -101,6 +101,15 @@ def load_model(
         if value.is_floating_point() != own[name].is_floating_point():
             raise InputError(f"{path} does not fit: {name} is of type {value.dtype}")
     model.load_state_dict(state)
+    model.trained_with = recorded_args(content)
+
+
+def recorded_args(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a checkpoint was trained with, plain values alone; {} if it has none."""
+    args = content.get("args")
+    args = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
+    # An untrusted file may hold anything, like tensors, which == does not simply compare.
+    return {k: v for k, v in args.items() if v is None or isinstance(v, str | int | float)}
 
 
 def _resized(state: State, own: State, path: str) -> State:

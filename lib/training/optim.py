@@ -145,3 +145,14 @@ def poly_schedule(
 ) -> LambdaLR:
     """lr * (1 - step / total_steps)^power, stepped after every training step (LAVT, Sec. 4.2)."""
     return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)
+
+
+def move_schedule(scheduler: LambdaLR, step: int) -> None:
+    """Set the schedule to ``step`` of its steps, and the learning rates to that step's."""
+    scheduler.last_epoch = step
+    rates = [
+        lr * factor(step)
+        for lr, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

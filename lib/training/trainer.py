@@ -21,6 +21,7 @@ from lib.evaluation.metrics import Metrics, summarise
 from lib.evaluation.protocol import tag
 from lib.losses import LOSSES
 from lib.model import Objective, Segmenter
+from lib.training.optim import move_schedule
 from lib.training.state_files import StateFiles, rename_existing
 from lib.training.steps import Step, StepOptions, train_steps
 from utils import DistInfo, Stopped, StopSignals, log
@@ -84,7 +85,7 @@ class Trainer:
         self,
         model: Segmenter,
         optimizer: torch.optim.AdamW,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
         train_set: ReferDataset,
         val_set: ReferDataset,
         sampler: RandomExpressionSampler,
@@ -272,12 +273,36 @@ class Trainer:
         training = (self.optimizer, self.scheduler, self.scaler)
         checkpoint.load_training(content, path, *training)
         self.epoch = content["epoch"] + 1
+        counted = self.scheduler.last_epoch
         self.best_oIoU = content.get("best_oIoU", -1.0)  # the release does not store it
         try:
             self._load_progress(content.get("progress", {}))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
             reason = f"{type(e).__name__}: {e}"
             raise InputError(f"{path}: 'progress' is damaged ({reason}): resume another one") from e
+        # Steps may have another size now: the schedule depends on the part of training done.
+        move_schedule(self.scheduler, self.epoch * self.steps + self.step)
+        if changes := self._changed_steps(content.get("progress", {}), counted):
+            lr = self.optimizer.param_groups[0]["lr"]
+            part = f"{self.epoch} of {self.config.epochs} epochs"
+            log.info("other steps than before: %s; goes on after %s, lr %.3g", changes, part, lr)
+
+    def _changed_steps(self, saved: dict[str, Any], counted: int) -> str:
+        """What differs from the run that is resumed in how training is divided into steps.
+
+        Args:
+            saved: ``progress`` of the checkpoint, {} of a published one.
+            counted: steps of its scheduler.
+        """
+        before = dict(self.model.trained_with) | {"processes": saved.get("world")}
+        before["steps per epoch"] = saved.get("steps", counted // max(1, self.epoch))
+        now = self.arguments | {"processes": self.info.world, "steps per epoch": self.steps}
+        names = ("steps per epoch", "processes", "batch_size", "accumulate")
+        return ", ".join(
+            f"{name} {before[name]} -> {now[name]}"
+            for name in names
+            if before.get(name) is not None and before[name] != now.get(name)
+        )
 
     def _load_progress(self, saved: dict[str, Any]) -> None:
         self.skipped = saved.get("skipped", 0)

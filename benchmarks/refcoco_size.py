@@ -45,7 +45,9 @@ def write(root: Path, protocol: int = 0, seed: int = 0) -> Path:
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol))
     categories = [{"supercategory": "thing", "id": i, "name": f"thing {i}"} for i in range(1, 81)]
     tables = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "instances.json").write_text(json.dumps({"info": {}, "licenses": []} | tables), "utf-8")
+    (folder / "instances.json").write_text(
+        json.dumps({"info": {}, "licenses": []} | tables), "utf-8"
+    )
     return folder
 
 

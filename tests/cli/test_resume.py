@@ -125,6 +125,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int, number: int) -> None:
         ("lavt", 5, signal.SIGUSR1),
         ("lavt_one", 8, signal.SIGINT),
         ("crossvlt", 7, signal.SIGTERM),
+        ("lavt", 2, signal.SIGHUP),
     ],
 )
 def test_stopped_by_a_signal_and_resumed(
@@ -150,14 +151,15 @@ def test_stopped_by_a_signal_and_resumed(
     assert whole.lines == lines("parts")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_stopped_while_it_validates(
-    options: list[str], whole: Ended, monkeypatch: pytest.MonkeyPatch
+    number: int, options: list[str], whole: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trained epoch is kept; only the validation is made again."""
     real = trainer.evaluate
 
     def count(*args: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return real(*args)
 
     with monkeypatch.context() as patch:
@@ -242,8 +244,8 @@ def test_auto_starts_fresh_and_ends_at_once(
     before = Path("checkpoints/model_last_lavt.pth").stat().st_mtime_ns
     train_script.main([*options, "--resume", "auto"])
     out = capsys.readouterr().out
-    assert "resuming checkpoints/model_last_lavt.pth" in out
-    assert "step" not in out.replace("steps per epoch", "")
+    assert "checkpoints/model_last_lavt.pth: epoch 1 of 1: nothing left; --epochs N" in out
+    assert "step" not in out
     assert Path("checkpoints/model_last_lavt.pth").stat().st_mtime_ns == before
     assert len(lines("lavt")) == len([r for r in lines("lavt") if r["epoch"] == 0])
 

@@ -138,3 +138,15 @@ def test_words_for_other_errors() -> None:
     assert lost_process(lost, several=True).startswith("another process died")
     assert not lost_process(lost, several=False)
     assert not lost_process(RuntimeError("shapes differ"), several=True)
+
+
+def test_every_script_is_protected() -> None:
+    """By run_script, or by a call of its own where torch is not needed."""
+    scripts = []
+    for folder in (".", "benchmarks", "data", "refer", "tools"):
+        for path in (REPO / folder).glob("*.py" if folder == "." else "**/*.py"):
+            code = path.read_text(encoding="utf-8")
+            if 'if __name__ == "__main__":' in code:
+                scripts.append(path)
+                assert "utils.run_script(main)" in code or "    protect()" in code, path
+    assert len(scripts) > 10

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from lib.errors import InputError
 
@@ -56,6 +58,29 @@ def _format(data: bytes) -> str | None:
     return "JPEG2000" if data.startswith(JPEG2000_STARTS) else None
 
 
+def check_fit(image: Image.Image, path: Path, size: tuple[int, int], warned: Tensor) -> None:
+    """Warn of an image that is a resized copy of the one that was annotated.
+
+    Args:
+        image: as in the file.
+        path: of the file.
+        size: width and height of the annotations, pixels.
+        warned: (1,) bool, whether this was done before; is set.
+
+    Raises:
+        InputError: it cannot be a copy, see :func:`misfit`.
+    """
+    if reason := misfit(image, *size):
+        raise InputError(f"image {path} {reason}")
+    if not warned:
+        warned.fill_(True)
+        logging.getLogger("lavt").warning(
+            "warning: image %s has %dx%d pixels, its annotations are of %dx%d: a resized copy, "
+            "which is used; there may be more",
+            *(path, *image.size, *size),
+        )
+
+
 def misfit(image: Image.Image, width: int, height: int) -> str:
     """Why an image cannot be the one that was annotated; '' if it is a resized copy of it.
 
@@ -71,9 +96,9 @@ def misfit(image: Image.Image, width: int, height: int) -> str:
     if (orientation := _orientation(image)) > 4:
         return (
             f"{text}: it is stored on its side, with EXIF orientation {orientation}; rewrite it "
-            "upright with PIL's ImageOps.exif_transpose, or swap a wrong width and height"
+            "upright with PIL's ImageOps.exif_transpose, or swap width and height in instances.json"
         )
-    return f"{text}: it is on its side, or width and height are swapped; correct what is wrong"
+    return f"{text}: turn it upright, or swap width and height in instances.json"
 
 
 def _same_shape(width: int, height: int, other_width: int, other_height: int) -> bool:

@@ -7,7 +7,6 @@ published names.
 from __future__ import annotations
 
 import gc
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -364,19 +363,9 @@ class REFER:
         image = open_rgb(path, self.max_pixels)
         _, size = self._file(image_id)
         if image.size != size:
-            from refer.rare_images import misfit
+            from refer.rare_images import check_fit
 
-            if reason := misfit(image, *size):
-                raise InputError(f"image {path} {reason}")
-            if not self._warned:
-                self._warned.fill_(True)
-                logging.getLogger("lavt").warning(
-                    "warning: image %s has %dx%d pixels, its annotations are of %dx%d: a resized "
-                    "copy, which is used; there may be more",
-                    path,
-                    *image.size,
-                    *size,
-                )
+            check_fit(image, path, size, self._warned)
         return image
 
     def missing_image(self, path: Path) -> str:

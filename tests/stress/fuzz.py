@@ -23,9 +23,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
 
 import utils
 from bert import load_config, load_tokenizer
@@ -51,6 +53,14 @@ def _image(kind: str) -> bytes:
     return out.getvalue()
 
 
+def _numpy_refs() -> bytes:
+    refs: Any = default_refs()
+    for ref in refs:
+        ref |= {"ann_ids": np.array([ref["ann_id"]]), "split": np.str_(ref["split"])}
+        ref |= {"ref_id": np.int64(ref["ref_id"]), "file_name": np.array(["x", 1], dtype=object)}
+    return pickle.dumps(refs, 2)
+
+
 def _read_instances(path: Path) -> None:
     root = write_root(path.parent / "root")
     os.replace(path, root / "refcoco" / "instances.json")
@@ -70,11 +80,18 @@ def _read_bert(path: Path) -> None:
 TARGETS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], object]]] = {
     "checkpoint": ("x.pth", _checkpoint, read_checkpoint),
     "refs": ("refs(x).p", lambda: pickle.dumps(default_refs(), 2), load_refs),
+    "numpy": ("refs(x).p", _numpy_refs, load_refs),
     "instances": ("x.json", lambda: json.dumps(default_instances()).encode(), _read_instances),
     "jpeg": ("x.jpg", lambda: _image("JPEG"), open_rgb),
     "png": ("x.png", lambda: _image("PNG"), open_rgb),
     "bert": ("config.json", lambda: (TINY_BERT / "config.json").read_bytes(), _read_bert),
 }
+
+# Formats that not every Pillow writes.
+if features.check("jpg_2000"):
+    TARGETS["jpeg2000"] = ("x.jp2", lambda: _image("JPEG2000"), open_rgb)
+if features.check("avif"):
+    TARGETS["avif"] = ("x.avif", lambda: _image("AVIF"), open_rgb)
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from lib.errors import InputError
 from refer import REFER
+from refer.instances import whole
 from refer.masks import draw_components
 from refer.pickles import load_refs
 from refer.refer import in_split
@@ -385,6 +386,97 @@ def test_duplicate_ids(tmp_path: Path) -> None:
     instances = default_instances()
     instances["annotations"].append(instances["annotations"][0])
     assert len(REFER(write_root(tmp_path, instances=instances)).Anns) == 4
+
+
+# Numbers as people write them
+
+
+def loosely(value: Any, write: Any, keys: str) -> Any:
+    """A copy in which the numbers of some keys are written otherwise."""
+    if isinstance(value, list):
+        return [loosely(v, write, keys) for v in value]
+    if not isinstance(value, dict):
+        return value
+    result = {}
+    for key, v in value.items():
+        if key in keys.split():
+            result[key] = [write(i) for i in v] if isinstance(v, list) else write(v)
+        else:
+            result[key] = loosely(v, write, keys)
+    return result
+
+
+IDS = "id ref_id image_id ann_id ann_ids category_id sent_id width height"
+
+
+@pytest.mark.parametrize("write", [float, str, "{:03}".format], ids=["12.0", "12", "012"])
+def test_numbers_as_people_write_them(tmp_path: Path, write: Any) -> None:
+    plain = REFER(write_root(tmp_path / "plain"))
+    refs, instances = default_refs(), default_instances()
+    both = REFER(
+        write_root(tmp_path / "both", loosely(refs, write, IDS), loosely(instances, write, IDS))
+    )
+    half = REFER(write_root(tmp_path / "half", refs, loosely(instances, write, IDS)))
+    for refer in (both, half):
+        for name in ("Refs", "Anns", "Imgs", "Cats", "Sents"):
+            # Equal is not enough: 12 == 12.0.
+            assert repr(getattr(refer, name)) == repr(getattr(plain, name))
+        assert refer.getMask(refer.Refs[2])["area"] == plain.getMask(plain.Refs[2])["area"]
+        assert refer.arrays.ann_id.tolist() == [11, 12, 13, 14]
+
+
+def test_lists_of_ids_as_people_write_them(tmp_path: Path) -> None:
+    refs: Any = default_refs()
+    refs[0] |= {"ann_ids": ["11", 12.0, 11], "category_id": ["2", 1]}
+    refs[1] |= {"ann_id": "-1"}
+    refer = REFER(write_root(tmp_path, refs))
+    assert refer.Refs[1]["ann_ids"] == [11, 12]
+    assert refer.Refs[1]["category_id"] == 2
+    assert refer.Refs[2]["ann_ids"] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "result"),
+    [
+        (12, 12),
+        (12.0, 12),
+        ("12", 12),
+        ("-12", -12),
+        ("012", 12),
+        (-3.0, -3),
+        (2.0**53, 2**53),
+    ],
+)
+def test_whole_numbers(value: Any, result: int) -> None:
+    assert whole(value) == result
+    assert type(whole(value)) is int
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1.5,
+        1e300,
+        float("nan"),
+        float("inf"),
+        True,
+        None,
+        [1],
+        {},
+        "",
+        "1.0",
+        " 1",
+        "1\n",
+        "+1",
+        "--1",
+        "1_0",
+        "x",
+        "\u0663",
+        "9" * 30,
+    ],
+)
+def test_not_certainly_whole_numbers(value: Any) -> None:
+    assert whole(value) is value
 
 
 # Pickles

@@ -204,6 +204,26 @@ def test_missing_and_damaged_images_are_counted(
     assert len(page.scripts) == 2 + 2
 
 
+def test_images_are_found_as_in_training(tmp_path: Path) -> None:
+    """Under another spelling, resized, and never outside of their folder."""
+    files = copy_images(tmp_path / "photos")
+    with Image.open(files[0]) as image:
+        image.reduce(2).save(files[0].with_suffix(".JPG"))
+    files[0].unlink()
+    outside = files[3].rename(tmp_path / "outside.jpg")
+    lines = cc0_lines()
+    for line in lines:
+        is_outside = line["file_name"] == files[3].name
+        line["file_name"] = str(outside) if is_outside else "C:\\photos\\" + line["file_name"]
+    page = make(tmp_path, lines, images=tmp_path / "photos")
+    assert len(page.scripts) == 2 + 3
+
+
+def test_limit_of_pixels(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pixels, more than --max_pixels 50000 allows"):
+        make(tmp_path, cc0_lines(), "--max_pixels", "50000")
+
+
 def test_no_image_at_all(tmp_path: Path) -> None:
     for file in copy_images(tmp_path / "photos"):
         file.unlink()

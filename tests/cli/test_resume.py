@@ -496,6 +496,25 @@ def test_tensorboard_shows_the_metrics_lines(
     assert shown["val/mIoU"] == [(s, pytest.approx(v)) for s, v in val]
 
 
+def test_tensorboard_on_a_full_disk(
+    options: list[str],
+    whole: Ended,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The numbers are in metrics.jsonl anyway."""
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+
+    def fail(self: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensorboard.SummaryWriter, "flush", fail)
+    train_script.main([*options, "--tensorboard"])
+    out = capsys.readouterr().out
+    assert out.count("TensorBoard's file lacks step 3: No space left on device") == 1
+    assert_same(whole.last, state("lavt"))
+
+
 def test_tensorboard_is_an_extra(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     message = one_line_error(train_script.main, [*options, "--tensorboard"])

@@ -56,7 +56,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     utils.setup_logging(None, info.rank)
     resume, reasons = choose_checkpoint(args, info)
     content = checkpoint.read_checkpoint(resume) if resume else None
-    if content is not None and nothing_left(args, content):
+    if content is not None and nothing_left(args, content, resume):
         return
     tokenizer = load_tokenizer(args.bert_tokenizer)
     args.vocabulary = vocabulary_of(tokenizer)
@@ -123,7 +123,7 @@ def choose_checkpoint(args: argparse.Namespace, info: DistInfo) -> tuple[str, li
     return utils.from_main((path, reasons))
 
 
-def nothing_left(args: argparse.Namespace, content: dict[str, Any]) -> bool:
+def nothing_left(args: argparse.Namespace, content: dict[str, Any], resume: str) -> bool:
     """Whether a checkpoint is of a finished run, which ends this one before it writes anything.
 
     Raises:
@@ -132,7 +132,7 @@ def nothing_left(args: argparse.Namespace, content: dict[str, Any]) -> bool:
     done = content.get("epoch", -1)
     if not isinstance(done, int) or done + 1 < args.epochs:
         return False
-    line = f"epoch {done + 1} of {args.epochs}: nothing left; --epochs N to go on, "
+    line = f"{resume}: epoch {done + 1} of {args.epochs}: nothing left; --epochs N to go on, "
     line += "--init_from FILE to start anew from its weights"
     if args.resume != "auto" and not utils.restarts():
         raise InputError(line)

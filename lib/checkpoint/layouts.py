@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -115,16 +116,16 @@ def recorded_args(content: Mapping[str, Any]) -> dict[str, Any]:
 def _resized(state: State, own: State, path: str) -> State:
     from lib.checkpoint.swin import resize_weight  # rarely needed
 
-    # The model computes its own indices into bias tables, and fresh positions without the file's.
     grids = ("relative_position_bias_table", "absolute_pos_embed")
+    fitted = dict(state)
+    for key, value in state.items():
+        if key.endswith(grids) and key in own and value.shape != own[key].shape:
+            with contextlib.suppress(InputError):  # told with what else does not fit
+                fitted[key] = resize_weight(key, value, own[key].shape, path)
+    # The model computes its own indices into bias tables, and fresh positions without the file's.
     kept = {k: own[k] for k in own if k.endswith(("relative_position_index", "attn_mask"))}
     kept |= {k: own[k] for k in own if k.endswith("absolute_pos_embed") and k not in state}
-    return {
-        k: resize_weight(k, v, own[k].shape, path)
-        if k.endswith(grids) and k in own and v.shape != own[k].shape
-        else v
-        for k, v in state.items()
-    } | kept
+    return fitted | kept
 
 
 def load_trained(name: str, path: str | os.PathLike[str], **options: Any) -> Segmenter:

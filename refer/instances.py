@@ -44,7 +44,8 @@ def load_instances(path: str | Path, max_pixels: int = MAX_PIXELS) -> dict[str, 
         _check(image, {"id": int, "file_name": str, "width": int, "height": int}, "image", path)
         width, height = image["width"], image["height"]
         if min(width, height) < 1:
-            raise InputError(f"{path}: image {image['id']} has a size of {width}x{height} pixels")
+            size = f"a size of {width}x{height} pixels"
+            raise InputError(f"{path}: image {image['id']} has {size}; give the file's own")
         check_pixels(f"{path}: image {image['id']}", width, height, max_pixels)
     for annotation in tables["annotations"]:
         if not _is_annotation(annotation):

@@ -123,8 +123,12 @@ def _resized(state: State, own: State, path: str) -> State:
             with contextlib.suppress(InputError):  # told with what else does not fit
                 fitted[key] = resize_weight(key, value, own[key].shape, path)
     # The model computes its own indices into bias tables, and fresh positions without the file's.
-    kept = {k: own[k] for k in own if k.endswith(("relative_position_index", "attn_mask"))}
-    kept |= {k: own[k] for k in own if k.endswith("absolute_pos_embed") and k not in state}
+    kept = {
+        k: v
+        for k, v in own.items()
+        if (k.endswith("relative_position_index") and k in state)
+        or (k.endswith("absolute_pos_embed") and k not in state)
+    }
     return fitted | kept
 
 

@@ -507,14 +507,14 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> None:
         main(None)
         code = 0
     except InputError as e:
-        words = str(e)
+        words = terminal.lost_process(e, several=False) or str(e)  # if it came while saving
     except Stopped as e:
         words, code = f"{e}; exit code {REQUEUE}", REQUEUE
     except KeyboardInterrupt:
         words, code = "interrupted", 130
     except torch.OutOfMemoryError:
         words = "the GPU's memory is full: lower --batch_size or --img_size"
-    except RuntimeError as e:
+    except (RuntimeError, OSError, EOFError) as e:
         words, code = terminal.lost_process(e, dist.is_initialized()), 3
         if not words:
             raise

@@ -6,10 +6,12 @@ import io
 import os
 import re
 import sys
+import traceback
 
 # Of torch's messages: a loader's process that died, or had no room in shared memory.
 _LOADER = re.compile(
-    r"DataLoader worker \(pid.*\) (?:is )?(killed by signal: [\w ]+|exited unexpectedly)"
+    r"(?:DataLoader worker \(pid.*\)|Pin memory thread) (?:is )?"
+    r"(killed by signal: [\w ]+|exited unexpectedly)"
     r"|(unable to [^<\n]*</?torch_[^\n]*)"
 )
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
@@ -61,7 +63,7 @@ def _patient(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     )
 
 
-def lost_process(error: RuntimeError, several: bool) -> str:
+def lost_process(error: Exception, several: bool) -> str:
     """What to say of an error that comes from the death of another process.
 
     Args:
@@ -72,9 +74,16 @@ def lost_process(error: RuntimeError, several: bool) -> str:
         One line, or '' for any other error.
     """
     text = str(error)
-    if found := _LOADER.search(text):
+    how = found[1] or found[2] if (found := _LOADER.search(text)) else ""
+    # Torch may see the broken connection to a dead process before the death.
+    if isinstance(error, (OSError, EOFError)) and "DataLoader worker process" not in text:
+        frames = traceback.walk_tb(error.__traceback__)
+        code = {os.path.basename(frame.f_code.co_filename) for frame, _ in frames}
+        # fetch.py is in it if the data was read in this process.
+        how = type(error).__name__ if "dataloader.py" in code and "fetch.py" not in code else ""
+    if how:
         return (
-            f"a loader process failed ({found[1] or found[2]}); most often memory or shared memory "
+            f"a loader process failed ({how}); most often memory or shared memory "
             "ran out: give fewer --workers, or a container more shared memory (--shm-size); "
             "train.py goes on from its last saved state with --resume auto"
         )

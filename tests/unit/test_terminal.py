@@ -6,9 +6,12 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 from lib.terminal import lost_process, protect
 from tests.scripts import REPO
@@ -131,6 +134,32 @@ def test_words_for_a_dead_loader_process(message: str, named: str) -> None:
         for remedy in ("--workers", "--shm-size", "--resume auto"):
             assert remedy in line
         assert "\n" not in line
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
+def test_words_for_a_broken_connection_to_a_loader_process(error: Exception) -> None:
+    """It may be seen before the death of the process."""
+
+    def numbers() -> Iterator[int]:
+        yield 0
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        list(DataLoader([1, 2], sampler=numbers()))  # type: ignore[arg-type]
+    assert f"process failed ({type(error).__name__})" in lost_process(caught.value, several=False)
+    assert not lost_process(error.with_traceback(None), several=False)
+
+
+def test_words_for_a_file_that_cannot_be_read() -> None:
+    """In this process: no other one is to blame."""
+
+    class Data(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        list(DataLoader(Data([1, 2])))  # type: ignore[arg-type]
+    assert not lost_process(caught.value, several=False)
 
 
 def test_words_for_other_errors() -> None:

@@ -7,10 +7,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+
+from lib.errors import InputError
 
 MOST_FOLDERS = 8  # of a name's end that are tried
 
+ABSOLUTE = re.compile(r"[A-Za-z]:|[/\\]")  # how such a name begins
 COCO_PREFIX = re.compile(r"COCO_(train|val|test)20\d\d_(?=\d{12}\.)")  # not in COCO's names of 2017
 
 
@@ -55,16 +59,42 @@ class Finder:
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self.folder = folder
+        self._real = os.path.realpath(folder)
+        self._names = names
         self._files: dict[Path, dict[str, list[str]]] = {}  # by spelling, of the folders looked at
-        different = {tuple(parts_of(name)) for name in names}
-        self._images = Counter(key for parts in different for key in set(map(_key, _ends(parts))))
+
+    def path(self, name: str, where: str) -> Path:
+        """The path of an image's file, which need not exist.
+
+        Args:
+            name: of the image.
+            where: the name is written, for error messages.
+
+        Raises:
+            InputError: the name, or a symbolic link in the folder, leads out of the folder. The
+                folder itself may be a link.
+        """
+        path = self.find(name)
+        if path is None and (ABSOLUTE.match(name) or not parts_of(name)):
+            raise InputError(
+                f"{where}: the file name {name[:80]!r} leads out of the image folder "
+                f"{self.folder}; {self.tried(name)}"
+            )
+        if path and os.path.commonpath([os.path.realpath(path), self._real]) != self._real:
+            raise InputError(
+                f"image {path} is a link out of the image folder: put the image itself there, "
+                "or give its folder with --image_root"
+            )
+        return path or self.folder / name
 
     def find(self, name: str) -> Path | None:
         """The file of an image; None without one of which that is certain."""
         parts = parts_of(name)
-        path = self.folder.joinpath(*parts)
-        if parts and os.path.isfile(path):
-            return path
+        if not parts:
+            return None
+        for path in (self.folder / name, self.folder.joinpath(*parts)):
+            if path.is_relative_to(self.folder) and os.path.isfile(path):
+                return path
         for end in _ends(parts):
             if self._images[_key(end)] < 2 and (found := self._spelled_otherwise(end)):
                 return found
@@ -79,6 +109,12 @@ class Finder:
         if several:
             text += f"; several images are named {'/'.join(several[-1])[-100:]}"
         return text if ends else "no other name can be meant"
+
+    @cached_property
+    def _images(self) -> Counter[str]:
+        """How many different names have an end, by its spelling."""
+        different = {tuple(parts_of(name)) for name in self._names}
+        return Counter(key for parts in different for key in set(map(_key, _ends(parts))))
 
     def _spelled_otherwise(self, parts: Sequence[str]) -> Path | None:
         path = self.folder

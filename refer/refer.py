@@ -10,7 +10,7 @@ import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,6 @@ class REFER:
         self.splitBy = splitBy
         self.max_pixels = max_pixels
         self.IMAGE_DIR = image_folder(self.ROOT_DIR, dataset, image_root)
-        self._real_image_dir = os.path.realpath(self.IMAGE_DIR)
         self._files = (_refs_pickle(self.DATA_DIR, splitBy), self.DATA_DIR / "instances.json")
         if not os.path.isfile(self._files[1]):
             raise InputError(f"{self._files[1]} does not exist; {HELP}")
@@ -310,26 +309,10 @@ class REFER:
         """
         name, _ = self._file(image_id)
         path = self.IMAGE_DIR / name
-        found = None
-        if leads_out(name) or not os.path.isfile(path):
-            found = self._names().find(name)
-            if found is None and leads_out(name):
-                raise InputError(
-                    f"{self.DATA_DIR / 'instances.json'}: the file name {name[:80]!r} of image "
-                    f"{image_id} leads out of the image folder; {self._names().tried(name)} in "
-                    f"{self.IMAGE_DIR}"
-                )
-            path = found or path
-        may_be_elsewhere = found or "/" in name or os.path.islink(path)
-        if may_be_elsewhere and not self._is_inside(os.path.realpath(path)):
-            raise InputError(
-                f"image {path} is a link out of the image folder: put the image itself there, "
-                "or give its folder with --image_root"
-            )
-        return path
-
-    def _is_inside(self, real_path: str) -> bool:
-        return os.path.commonpath([real_path, self._real_image_dir]) == self._real_image_dir
+        if set(name).isdisjoint("/\\:") and os.path.isfile(path) and not os.path.islink(path):
+            return path
+        where = f"{self.DATA_DIR / 'instances.json'}, image {image_id}"
+        return self._names().path(name, where)
 
     def _file(self, image_id: int) -> tuple[str, tuple[int, int]]:
         """Name of an image's file, and its width and height, as on record."""
@@ -418,22 +401,6 @@ class REFER:
         if ids is None:
             return list(table.values())
         return [self._get(table, key, what) for key in _ids(ids)]
-
-
-def leads_out(file_name: str) -> bool:
-    """Whether a file name relative to a folder may lead out of the folder."""
-    parts = PurePosixPath(file_name.replace("\\", "/")).parts
-    unsafe = not parts or parts[0][0] == "/" or ".." in parts or ":" in parts[0]
-    return unsafe or "\0" in file_name or not _is_text(file_name)
-
-
-def _is_text(name: str) -> bool:
-    """Whether the file system can encode a name; it cannot encode lone surrogates."""
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def in_split(label: str, split: str) -> bool:

@@ -130,10 +130,7 @@ def thumbnails(
     finder = Finder(folder, names)
     for name in utils.progress(names, "images", 0, len(names)):
         try:
-            path = finder.find(name)
-            if path is None:
-                raise InputError(f"image {name} of {folder} does not exist; {finder.tried(name)}")
-            image = open_rgb(path, max_pixels)
+            image = open_rgb(finder.path(name, "the predictions"), max_pixels)
         except InputError as e:
             wrong[name] = str(e)
             continue

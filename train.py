@@ -52,7 +52,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         runtime.allow_tf32()
     if args.deterministic:
         utils.make_deterministic()
-    info = utils.init_distributed(args.device, args.local_rank)
+    info = utils.init_distributed(args.device, args.local_rank, training=True)
     utils.setup_logging(None, info.rank)
     resume, reasons = choose_checkpoint(args, info)
     content = checkpoint.read_checkpoint(resume) if resume else None
@@ -158,6 +158,8 @@ def prepare_model(
         weights = checkpoint.read_checkpoint(args.init_from)
         checkpoint.load_model(model, weights, args.init_from, resize=True)
         log.info("weights: all of %s; a new run from epoch 0", args.init_from)
+        if args.pretrained_swin_weights:
+            log.info("--pretrained_swin_weights is not used: --init_from has the backbone")
     else:
         load_pretrained(args, model)
     model.to(info.device)

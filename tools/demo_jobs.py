@@ -16,7 +16,7 @@ from PIL import Image
 from lib.errors import InputError
 from lib.visualize import WRITABLE, printable
 
-READABLE = (*WRITABLE, ".gif", ".ppm")
+READABLE = (*WRITABLE, ".gif", ".ppm", ".avif", ".jp2", ".heic", ".heif")
 MAX_LIST = 64 << 20  # bytes of --list
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent import futures
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -71,7 +71,7 @@ def meet(connect: Callable[[], T], timeout: timedelta) -> T:
 
     Args:
         connect: does it; runs in a thread, so that signals can end the waiting.
-        timeout: after which ``connect`` gives up.
+        timeout: after which it has failed.
 
     Returns:
         What ``connect`` returned.
@@ -81,7 +81,7 @@ def meet(connect: Callable[[], T], timeout: timedelta) -> T:
     """
     rank, world = processes()
     address, port = os.environ["MASTER_ADDR"].strip(), number("MASTER_PORT")
-    result: Future[T] = Future()
+    result: futures.Future[T] = futures.Future()
 
     def run() -> None:
         try:
@@ -92,15 +92,17 @@ def meet(connect: Callable[[], T], timeout: timedelta) -> T:
     until = datetime.now() + timeout
     threading.Thread(target=run, daemon=True).start()
     who = f"process {rank} of {world} at {address}:{port}"
-    if not wait([result], PATIENCE).done and (rank == 0 or not _answers(address, port)):
+    if not futures.wait([result], PATIENCE).done and (rank == 0 or not _answers(address, port)):
         logging.getLogger("lavt").warning(
             f"{who} waits for the others until {until:%H:%M:%S}; "
             f"if only one was meant: unset {' '.join(SET)}"
         )
+    # Torch itself waits for ever where another program answers at this port.
+    left = (until - datetime.now()).total_seconds()
     try:
-        return result.result()
-    except (RuntimeError, ValueError, OSError) as e:
-        reason = (str(e).splitlines() or [""])[0][:200]
+        return result.result(left)
+    except (RuntimeError, ValueError, OSError, futures.TimeoutError) as e:
+        reason = (str(e).splitlines() or ["the time is up"])[0][:200]
         raise InputError(
             f"{who} did not meet the others ({reason}): {REMEDY} {' '.join(SET)}"
         ) from e

@@ -125,6 +125,16 @@ def test_a_lone_process_says_what_it_waits_for(
     assert "unset RANK WORLD_SIZE" in line
 
 
+def test_another_program_at_the_port(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch, MANY | {"RANK": "1", "MASTER_PORT": str(port)})
+    monkeypatch.setattr(utils, "default_pg_timeout", timedelta(seconds=2))
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(InputError, match="did not meet the others"),
+    ):
+        utils.init_distributed("cpu")
+
+
 def test_waiting_can_be_stopped(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, MANY | {"MASTER_PORT": str(port)})
     monkeypatch.setattr(utils, "default_pg_timeout", timedelta(seconds=20))

@@ -532,9 +532,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not refer.data["refs"]:
         raise InputError(f"{refer.DATA_DIR / f'refs({args.splitBy}).p'} has no references")
     report = examine(refer, tokenizer=tokenizer, max_tokens=args.max_tokens, decode=args.images)
-    print(as_text(report))
     if args.json:
         utils.write_json(report.as_json(), args.json)
+    print(as_text(report))
     if not report.sound:
         sys.exit(1)
 

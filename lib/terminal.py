@@ -64,7 +64,7 @@ def _patient(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def lost_process(error: Exception, several: bool) -> str:
-    """What to say of an error that comes from the death of another process.
+    """What to say of an error that comes from another process or from the system's limits.
 
     Args:
         error: that the script ended with.
@@ -74,6 +74,8 @@ def lost_process(error: Exception, several: bool) -> str:
         One line, or '' for any other error.
     """
     text = str(error)
+    if "Too many open files" in text or "items of ancdata" in text:
+        return "too many open files: give fewer --workers, or raise the limit (ulimit -n 4096)"
     how = found[1] or found[2] if (found := _LOADER.search(text)) else ""
     # Torch may see the broken connection to a dead process before the death.
     if isinstance(error, (OSError, EOFError)) and "DataLoader worker process" not in text:

@@ -162,6 +162,14 @@ def test_words_for_a_file_that_cannot_be_read() -> None:
     assert not lost_process(caught.value, several=False)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(24, "Too many open files"), RuntimeError("received 0 items of ancdata")],
+)
+def test_words_for_too_many_open_files(error: Exception) -> None:
+    assert "ulimit -n" in lost_process(error, several=False)
+
+
 def test_words_for_other_errors() -> None:
     lost = RuntimeError("[pair.cc:1] Connection closed by peer [127.0.0.1]:1\nframes")
     assert lost_process(lost, several=True).startswith("another process died")

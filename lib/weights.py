@@ -55,7 +55,7 @@ def _load(path: Path) -> Any:
     if path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path} has more than {MAX_BYTES >> 30} GB, the upper limit")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _is_safetensors(path):
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -74,6 +74,12 @@ def _load(path: Path) -> Any:
         raise refusal(path, e) from e
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do, whatever its name."""
+    with path.open("rb") as f:
+        return f.read(9)[8:] == b"{"
+
+
 def _allowed() -> list[Any]:
     """What ``torch.load(weights_only=True)`` admits besides tensors and plain values.
 
@@ -87,8 +93,9 @@ def _allowed() -> list[Any]:
         for core in ("core", "_core")
         for function, name in ((make_number, "scalar"), (make_array, "_reconstruct"))
     ]
-    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdU"}
-    return [argparse.Namespace, np.ndarray, np.dtype, *kinds, *named]
+    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdFDU"}
+    empty = (bytes, "builtins.bytes")  # of an empty array
+    return [argparse.Namespace, np.ndarray, np.dtype, empty, *kinds, *named]
 
 
 def _plain(value: Any) -> Any:
@@ -96,10 +103,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy()) if value.dtype.kind in "biuf" else value.tolist()
+        return torch.from_numpy(value.copy()) if value.dtype.kind in "biufc" else value.tolist()
     if isinstance(value, argparse.Namespace):
         return argparse.Namespace(**_plain(vars(value)))
-    if type(value) is dict:
+    if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(_plain, value))
@@ -194,6 +201,10 @@ def write_partial(content: dict[str, Any], path: str | os.PathLike[str]) -> Path
     except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             partial.unlink()
+        # A loader process that dies raises an error wherever the main process is.
+        for error in (e, e.__context__):
+            if "DataLoader worker" in str(error):
+                raise RuntimeError(str(error)) from e
         raise InputError(
             f"cannot write {path} ({e}): free some space or change --output_dir"
         ) from e

@@ -6,7 +6,6 @@ import argparse
 import collections
 import datetime
 import pathlib
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -229,40 +228,111 @@ class Config(dict):  # type: ignore[type-arg]
 
 
 OTHERS: dict[str, Any] = {
-    "pathlib": pathlib.PurePosixPath("a/b"),
+    "PurePosixPath": pathlib.PurePosixPath("a/b"),
     "Config": Config(a=1),
     "defaultdict": collections.defaultdict(dict),
     "datetime": datetime.datetime(2024, 1, 1),
     "frozenset": frozenset({1}),
+    "range": range(3),
 }
 
 
+def weights() -> State:
+    return {"w": torch.ones(1), "v": torch.ones(2)}
+
+
+PLACES: dict[str, Callable[[Any], Any]] = {
+    "c['kept']": lambda other: {"model": weights(), "kept": other, "epoch": 3},
+    "c['args']['kept']": lambda other: {"model": weights(), "args": {"lr": 0.1, "kept": other}},
+    "c['hist'][2]": lambda other: {"model": weights(), "hist": ["x", "y", other]},
+    "c[3]": lambda other: {"model": weights(), 3: other},
+    "c['args'].kept": lambda other: {"model": weights(), "args": argparse.Namespace(kept=other)},
+    "c['t'][1]": lambda other: {"model": weights(), "t": (1, other)},
+    "c['model']['cfg']": lambda other: {"model": weights() | {"cfg": other}},
+}
+
+
+def follow(message: str) -> None:
+    """Do what a message says."""
+    exec(message.split("save it again: ")[1], {"torch": torch})
+
+
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_key_of_another_object_is_named(name: str) -> None:
-    weights = {"w": torch.ones(1), "v": torch.ones(2)}
-    for content in (
-        {"model": weights, "what_i_kept": OTHERS[name], "epoch": 3},
-        {"model": weights, "args": {"lr": 0.1, "what_i_kept": OTHERS[name]}},
-        {"lr": "what_i_kept", "model": weights, "what_i_kept": [1, OTHERS[name]]},
-    ):
-        torch.save(content, "a.pth")
-        with pytest.raises(InputError) as caught:
-            read_checkpoint("a.pth")
-        message = str(caught.value)
-        assert name in message
-        assert "in 'what_i_kept'" in message
-        assert "save what is needed" in message
-        assert "authors" not in message
-
-
-def test_the_advice_works() -> None:
-    torch.save({"model": {"w": torch.ones(2)}, "when": datetime.date(2024, 1, 1)}, "a.pth")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_another_object_is_named_and_can_be_left_out(name: str, place: str, zipped: bool) -> None:
+    content = PLACES[place](OTHERS[name])
+    torch.save(content, "a.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError) as caught:
         read_checkpoint("a.pth")
-    advice = str(caught.value).split("save what is needed: ")[1]
-    exec(advice.replace("FILE", "'a.pth'"), {"torch": torch})
-    assert torch.equal(read_checkpoint("weights.pth")["model"]["w"], torch.ones(2))
-    shutil.copy("weights.pth", "again.pth")
+    message = str(caught.value)
+    assert name in message
+    assert f"in {place}," in message
+    assert "authors" not in message
+    follow(message)
+    read = read_checkpoint("plain.pth")
+    assert torch.equal(read["model"]["v"], torch.ones(2))
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_another_object_in_another_protocol(protocol: int) -> None:
+    torch.save({"model": weights(), "kept": Config()}, "a.pth", pickle_protocol=protocol)
+    with pytest.raises(InputError, match=r"in c\['kept'\],") as caught:
+        read_checkpoint("a.pth")
+    follow(str(caught.value))
+    assert read_checkpoint("plain.pth").keys() == {"model"}
+
+
+@pytest.mark.parametrize("held", ["whole", "model", "net"])
+def test_a_network_object(held: str, build_nano: Build) -> None:
+    model = build_nano("lavt_one")
+    torch.save(model if held == "whole" else {held: model, "epoch": 1}, "a.pth")
+    with pytest.raises(InputError, match=r"c = torch\.load") as caught:
+        read_checkpoint("a.pth")
+    follow(str(caught.value))
+    load_model(build_nano("lavt_one"), read_checkpoint("plain.pth"), "plain.pth")
+
+
+def test_stand_ins_run_nothing() -> None:
+    """Looking for the key of an object does not make the object."""
+
+    class Runs:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (Path("ran"),))
+
+    torch.save({"model": weights(), "kept": [Runs()]}, "a.pth")
+    with pytest.raises(InputError, match=r"c\['kept'\]\[0\]"):
+        read_checkpoint("a.pth")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12", "pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (b"", "damaged or no PyTorch checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_what_is_no_file_of_weights(start: bytes, said: str, name: str) -> None:
+    Path(name).write_bytes(start)
+    with pytest.raises(InputError, match="damaged or no" if not start else said):
+        read_checkpoint(name)
+
+
+def test_safetensors_of_another_name() -> None:
+    save_file(weights(), "a.pth")
+    assert read_checkpoint("a.pth").keys() == {"w", "v"}
+
+
+def test_ordered_and_empty() -> None:
+    inner = collections.OrderedDict(w=np.ones(2))
+    torch.save(collections.OrderedDict(model=inner, epoch=np.int64(1), hist=np.empty(0)), "a.pth")
+    read = read_checkpoint("a.pth")
+    assert type(read["epoch"]) is int
+    assert torch.equal(read["model"]["w"], torch.ones(2, dtype=torch.float64))
+    assert len(read["hist"]) == 0
 
 
 def test_an_array_of_objects_runs_nothing() -> None:

@@ -521,7 +521,7 @@ def compare_use(
         before, now: of :func:`compare_args`.
         names: of the flags.
     """
-    known = [name for name in names if name in before]
+    known = [name for name in names if before.get(name) is not None]
     return [_differs(name, before, now) for name in known if before[name] != getattr(now, name)]
 
 

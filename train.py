@@ -21,7 +21,7 @@ from args import (
     refer_options,
     select,
 )
-from bert import check_vocabulary, load_bert, load_tokenizer, vocabulary_of
+from bert import check_vocabulary, load_bert, load_tokenizer, vocabulary_in, vocabulary_of
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import RandomExpressionSampler
 from lib import checkpoint, runtime
@@ -31,6 +31,7 @@ from lib.segmentation import build_model
 from lib.training import optim
 from lib.training.state_files import StateFiles
 from lib.training.trainer import TrainConfig, Trainer
+from lib.variants import trained_with
 from refer.refer import REFER
 from utils import DistInfo, StopSignals, log
 
@@ -76,7 +77,9 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     if args.resume == "auto" or utils.restarts():
         log.info("%s", f"resuming {resume}" if resume else "starting fresh")
     model = prepare_model(args, info, content, resume)
-    check_vocabulary(tokenizer, model, model.trained_with.get("vocabulary"))
+    pretrained = not (resume or args.init_from or args.text_from_scratch)
+    known = vocabulary_in(args.ck_bert) if pretrained else model.trained_with.get("vocabulary")
+    check_vocabulary(tokenizer, model, known)
     groups = optim.parameter_groups(model, args.weight_decay, args.lang_layers, args.norm_decay)
     optim.freeze_unused(model, groups)
     total_batch = info.world * args.batch_size * args.accumulate
@@ -155,11 +158,7 @@ def prepare_model(
         checkpoint.load_model(model, content, resume)
         log.info("weights: all of %s, which is resumed", resume)
     elif args.init_from:
-        weights = checkpoint.read_checkpoint(args.init_from)
-        checkpoint.load_model(model, weights, args.init_from, resize=True)
-        log.info("weights: all of %s; a new run from epoch 0", args.init_from)
-        if args.pretrained_swin_weights:
-            log.info("--pretrained_swin_weights is not used: --init_from has the backbone")
+        init_from(args, model)
     else:
         load_pretrained(args, model)
     model.to(info.device)
@@ -168,6 +167,29 @@ def prepare_model(
     if args.grad_checkpoint:
         runtime.recompute_blocks(model)
     return model
+
+
+def init_from(args: argparse.Namespace, model: Segmenter) -> None:
+    """Load the weights of a trained model for a new run; says what differs.
+
+    Raises:
+        InputError: they do not fit, or the new run would rename the file.
+    """
+    files = StateFiles(args.output_dir, args.model_id)
+    if Path(args.init_from).resolve() in [p.resolve() for p in (files.last, files.best)]:
+        raise InputError(f"--init_from {args.init_from} is of this --model_id: give another one")
+    weights = checkpoint.read_checkpoint(args.init_from)
+    changed = checkpoint.load_model(model, weights, args.init_from, resize=True)
+    log.info("weights: all of %s; a new run from epoch 0", args.init_from)
+    if changed:
+        others = f" and {len(changed) - 1} others" if changed[1:] else ""
+        log.info("weights: but %s%s: resized, or not in the file", changed[0], others)
+    for name, value in trained_with(model.trained_with, model.variant).items():
+        if value != model.variant[name]:
+            now = model.variant[name]
+            log.info("--%s %s: the checkpoint was trained with %s", name, now, value)
+    if args.pretrained_swin_weights:
+        log.info("--pretrained_swin_weights is not used: --init_from has the backbone")
 
 
 def load_pretrained(args: argparse.Namespace, model: Segmenter) -> None:

@@ -1,7 +1,14 @@
 """BERT: text encoder and tokenizer, over transformers."""
 
 from bert.text_encoder import build_text_encoder, load_bert, load_config
-from bert.tokenizer import Tokenizer, check_vocabulary, encode, load_tokenizer, vocabulary_of
+from bert.tokenizer import (
+    Tokenizer,
+    check_vocabulary,
+    encode,
+    load_tokenizer,
+    vocabulary_in,
+    vocabulary_of,
+)
 
 __all__ = [
     "Tokenizer",
@@ -11,5 +18,6 @@ __all__ = [
     "load_bert",
     "load_config",
     "load_tokenizer",
+    "vocabulary_in",
     "vocabulary_of",
 ]

@@ -139,5 +139,7 @@ def load_bert(source: str | PathLike[str]) -> BertModel:
     if wrong:
         key, shapes = wrong[0], (tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape))
         raise InputError(f"{path}: {key} is {shapes[0]}, but {shapes[1]} by the config.json there")
+    if whole := [key for key in own if not state[key].is_floating_point()]:
+        raise InputError(f"{path}: {whole[0]} is of type {state[whole[0]].dtype}, not of floats")
     model.load_state_dict({key: state[key] for key in own})
     return model.eval()

@@ -48,23 +48,30 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> str:
-    """A fingerprint of the words and their order: equal ones read every text alike."""
+    """A fingerprint of the words, their order, and what becomes of capitals and accents."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256("\n".join(word for word, _ in words).encode()).hexdigest()
+    texts = [word for word, _ in words]
+    rules = str(_tokenize(tokenizer, [f"{texts[-1].upper()} É é 中"]))
+    return hashlib.sha256("\n".join([*texts, rules]).encode()).hexdigest()
 
 
-def check_vocabulary(tokenizer: Tokenizer, model: nn.Module, trained_with: Any = None) -> None:
+def vocabulary_in(folder: str) -> str | None:
+    """`vocabulary_of` the tokenizer that comes with weights in a folder; None without one."""
+    has_one = any(os.path.isfile(os.path.join(folder, name)) for name in VOCABULARIES)
+    return vocabulary_of(load_tokenizer(folder)) if has_one else None
+
+
+def check_vocabulary(tokenizer: Tokenizer, model: nn.Module, known: Any = None) -> None:
     """Check that a tokenizer belongs to a model.
 
     Args:
         tokenizer: from `load_tokenizer`.
         model: with BERT's word embeddings, some rows more than words if their number was rounded
             up; another model is not checked.
-        trained_with: `vocabulary_of` the tokenizer that the weights were trained with; None if
-            that is not known.
+        known: `vocabulary_of` the tokenizer of the weights; None if that is not known.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or it keeps capitals that its vocabulary does not have.
     """
     remedy = "give the tokenizer that belongs to the weights (--bert_tokenizer, --ck_bert)"
     words = len(tokenizer)
@@ -75,10 +82,16 @@ def check_vocabulary(tokenizer: Tokenizer, model: nn.Module, trained_with: Any =
             raise InputError(
                 f"the tokenizer has {words} words, but the text encoder {rows}: {what}; {remedy}"
             )
-    if isinstance(trained_with, str) and trained_with != vocabulary_of(tokenizer):
+    lower = next((w for w in tokenizer.get_vocab() if w.isalpha() and w.islower()), "")
+    if tokenizer.unk_token_id in _tokenize(tokenizer, [lower.upper()])[0]:
         raise InputError(
-            f"the tokenizer's {words} words are not those that the checkpoint was trained with; "
-            + remedy
+            "the tokenizer keeps capitals, but its vocabulary has none, so that words with them "
+            "would be unknown: set do_lower_case to true in its tokenizer_config.json"
+        )
+    if isinstance(known, str) and known != vocabulary_of(tokenizer):
+        raise InputError(
+            f"the tokenizer's {words} words are not those that the weights were trained with, or "
+            f"it treats capitals or accents otherwise; {remedy}"
         )
 
 

@@ -92,7 +92,10 @@ def meet(connect: Callable[[], T], timeout: timedelta) -> T:
     until = datetime.now() + timeout
     threading.Thread(target=run, daemon=True).start()
     who = f"process {rank} of {world} at {address}:{port}"
-    if not futures.wait([result], PATIENCE).done and (rank == 0 or not _answers(address, port)):
+    late = not futures.wait([result], PATIENCE).done
+    if late and rank and _answers(address, port):  # process 0, which speaks; or so it seems
+        late = not futures.wait([result], 2 * PATIENCE).done
+    if late:
         logging.getLogger("lavt").warning(
             f"{who} waits for the others until {until:%H:%M:%S}; "
             f"if only one was meant: unset {' '.join(SET)}"

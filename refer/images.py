@@ -63,7 +63,8 @@ def open_rgb(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except FileNotFoundError:
         raise InputError(f"image {path} does not exist") from None
     except Image.UnidentifiedImageError:
-        raise InputError(f"{path} is not an image ({', '.join(FORMATS)} are read)") from None
+        kinds = ", ".join((*FORMATS, "AVIF", "HEIC", "JPEG 2000"))
+        raise InputError(f"{path} is not an image, or damaged ({kinds} are read)") from None
     except Exception as error:  # PIL's decoders raise nearly anything for damaged files
         reason = getattr(error, "strerror", None) or error or type(error).__name__
         raise InputError(f"image {path} cannot be read: {str(reason)[:120]}") from None

@@ -97,9 +97,9 @@ def _check(record: Any, fields: dict[str, type], what: str, path: Path) -> None:
 
 
 def whole(value: Any) -> Any:
-    """12, 12.0 and "12" as int; anything else as it is."""
-    if type(value) is str and re.fullmatch(r"-?[0-9]{1,18}", value):
-        return int(value)
+    """12, 12.0, "12" and "12.0" as int; anything else as it is."""
+    if type(value) is str and re.fullmatch(r"-?[0-9]{1,18}(\.0*)?", value):
+        return int(value.partition(".")[0])
     if type(value) is float and value.is_integer() and abs(value) <= 2**53:  # exact up to there
         return int(value)
     return value

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from lib.errors import InputError
+from refer.instances import whole
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -65,13 +66,18 @@ def _draw_runs(rle: dict[str, Any], height: int, width: int, where: str) -> UInt
     packed: Any = rle.get("counts")
     if isinstance(packed, str):
         packed = packed.encode()
-    counts = unpack_counts(packed, where) if isinstance(packed, bytes) else packed
+    counts = unpack_counts(packed, where) if isinstance(packed, bytes) else _whole(packed)
+    size = _whole(rle.get("size", [height, width]))
     fits = isinstance(counts, list) and {type(n) for n in counts} <= {int}
     fits = fits and min(counts, default=0) >= 0 and sum(counts) == height * width
-    if not fits or rle.get("size", [height, width]) not in ([height, width], (height, width)):
+    if not fits or size != [height, width]:
         raise InputError(f"{where}: run lengths that do not fit its {width}x{height} image")
     inside = np.arange(len(counts), dtype=np.uint8) & 1
     return inside.repeat(counts).reshape(width, height).T
+
+
+def _whole(numbers: Any) -> Any:
+    return [whole(n) for n in numbers] if isinstance(numbers, list | tuple) else numbers
 
 
 def unpack_counts(packed: bytes, where: str) -> list[int]:

@@ -104,7 +104,8 @@ class Finder:
         """What `find` looked for in vain, for a message."""
         ends = _ends(parts_of(name))
         names = " and ".join("/".join(end) for end in ends)[-200:]
-        text = f"tried {names}, also with another case of the ending, other accents or COCO prefix"
+        text = f"tried {names}, also with another case of the ending, other accents or COCO "
+        text += "prefix, if only one file can be meant"
         several = [end for end in ends if self._images[_key(end)] > 1]
         if several:
             text += f"; several images are named {'/'.join(several[-1])[-100:]}"

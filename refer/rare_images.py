@@ -35,7 +35,7 @@ def open_rare(data: bytes, path: Path) -> Image.Image:
     if kind is None:
         raise UnidentifiedImageError
     Image.init()
-    with suppress(UnidentifiedImageError, KeyError):  # KeyError: Pillow does not have the format
+    if kind in Image.OPEN:
         return Image.open(io.BytesIO(data), formats=[kind])
     with suppress(ImportError, UnidentifiedImageError, KeyError):
         if kind == "HEIF":
@@ -96,9 +96,9 @@ def misfit(image: Image.Image, width: int, height: int) -> str:
     if (orientation := _orientation(image)) > 4:
         return (
             f"{text}: it is stored on its side, with EXIF orientation {orientation}; rewrite it "
-            "upright with PIL's ImageOps.exif_transpose, or swap width and height in instances.json"
+            "upright with PIL's ImageOps.exif_transpose"
         )
-    return f"{text}: turn it upright, or swap width and height in instances.json"
+    return f"{text}: it is turned by 90 degrees; turn it as it was annotated"
 
 
 def _same_shape(width: int, height: int, other_width: int, other_height: int) -> bool:

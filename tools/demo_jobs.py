@@ -38,12 +38,13 @@ def read_requests(args: argparse.Namespace) -> list[tuple[Path, list[str]]]:
     if args.list:
         return _read_list(Path(args.list))
     source = Path(args.image)
+    expressions = [_from_terminal(words) for words in args.sentence]
     if not source.is_dir():
         if not source.is_file():
             raise InputError(
                 f"--image {source} does not exist: give an image or a folder of images"
             )
-        return [(source, args.sentence)]
+        return [(source, expressions)]
     if source.resolve() == Path(args.output).resolve():
         raise InputError(f"--output {source} is the images' own folder: give another")
     try:
@@ -53,7 +54,15 @@ def read_requests(args: argparse.Namespace) -> list[tuple[Path, list[str]]]:
     images = [p for p in files if p.suffix.lower() in READABLE]
     if not images:
         raise InputError(f"no image in the folder {source} ({', '.join(READABLE)} are read)")
-    return [(image, args.sentence) for image in images]
+    return [(image, expressions) for image in images]
+
+
+def _from_terminal(words: str) -> str:
+    """Words of a command line, in UTF-8 even where the system's encoding is ASCII."""
+    try:
+        return os.fsencode(words).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # not from a command line
+        return words
 
 
 def _read_list(path: Path) -> list[tuple[Path, list[str]]]:
@@ -157,7 +166,7 @@ def _new_name(stem: str, taken: set[str]) -> str:
         number += 1
         name = f"{stem}-{number}"
     taken.add(name.lower())
-    return f"{name}.png"
+    return os.fsdecode(f"{name}.png".encode("utf-8", "replace"))  # also where that is ASCII
 
 
 def side_files(path: Path) -> dict[str, Path]:

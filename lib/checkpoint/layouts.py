@@ -21,6 +21,10 @@ from lib.weights import is_state, levels, read_checkpoint, unwrap
 BLOCK = re.compile(r"backbone\.(?:layers\.(\d)|(\d)\.layers)\.blocks\.(\d+)\.")
 TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\.")
 TEXT = "text_encoder."
+# Parts of the names of weights that not every variant has.
+OPTIONAL_PARTS = {"absolute_pos_embed", "res_gate", "fusion", "project_mm", "lang_project"}
+OPTIONAL_PARTS |= {"vis_project", "image_lang_att", "f_key", "f_query", "f_value", "W", "norm"}
+OPTIONAL_PARTS |= {"running_mean", "running_var", "num_batches_tracked"}
 TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # in addition to the weights
 
 
@@ -59,7 +63,7 @@ def load_model(
     path: str | os.PathLike[str],
     *,
     resize: bool = False,
-) -> None:
+) -> list[str]:
     """Load a checkpoint's weights into ``model``, strictly.
 
     Args:
@@ -69,12 +73,15 @@ def load_model(
         resize: for a new run, which may be of another variant: resize position embeddings and
             bias tables to the model's.
 
+    Returns:
+        With ``resize``, names of the weights that are not as in the file.
+
     Raises:
         InputError: a name or shape differs, or the checkpoint was trained with other flags that
             names and shapes do not show; the message says which flags would fit.
     """
     own = model.state_dict()
-    state = model.from_published(flat_state(content, path, own))
+    held_state = state = model.from_published(flat_state(content, path, own))
     if resize:
         state = _resized(state, own, str(path))
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
@@ -84,14 +91,16 @@ def load_model(
     if wrong or missing or extra or trained != asked_for:
         asked = describe(own) | variant_of_names(own) | asked_for
         held = describe(state) | variant_of_names(state) | trained
-        if not any(map(BLOCK.match, state)):
+        differ = [k for k in held if held[k] != asked[k]]
+        known = OPTIONAL_PARTS.union(*(k.split(".") for k in own))
+        strange = [k for k in extra if not known.issuperset(re.sub(r"\.\d+", "", k).split("."))]
+        if not any(map(BLOCK.match, state)) or (strange and "model" not in differ and missing):
             raise InputError(
-                f"{path} has other names than this model, like {next(iter(state))} where "
-                f"{next(iter(missing))} is expected: give a checkpoint of train.py or LAVT's"
+                f"{path} has other names than this model, like {(strange or extra)[0]} where "
+                f"{missing[0]} is expected: give a checkpoint of train.py or LAVT's"
             )
         if held["text_width"] is None:
             raise InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
-        differ = [k for k in held if held[k] != asked[k]]
         if differ and None not in [held[k] for k in differ]:
             fit = " ".join(_option(k, held[k]) for k in differ)
             raise InputError(f"{path} is not of the model of these flags; it would fit: {fit}")
@@ -103,6 +112,8 @@ def load_model(
             raise InputError(f"{path} does not fit: {name} is of type {value.dtype}")
     model.load_state_dict(state)
     model.trained_with = recorded_args(content)
+    changed = [k for k, v in state.items() if resize and v is not held_state.get(k)]
+    return [k for k in changed if not k.endswith("relative_position_index")]
 
 
 def recorded_args(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +173,10 @@ def load_training(
     """
     missing = [k for k in TRAINING_STATE if k not in content]
     if missing:
-        raise InputError(f"{path} holds no {missing[0]}: it can be tested, not resumed")
+        raise InputError(
+            f"{path} holds no {missing[0]}: it can be tested, not resumed; --init_from starts a "
+            "new run with its weights"
+        )
     try:
         if type(content["epoch"]) is not int or not _is_number(content.get("best_oIoU", 0.0)):
             raise TypeError("its epoch or best_oIoU is no number")

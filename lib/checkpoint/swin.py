@@ -16,8 +16,9 @@ from lib.errors import InputError
 from lib.model import Segmenter
 from lib.weights import is_state, levels, read_checkpoint, unwrap
 
-# The classifier, buffers that the model computes, and the token of masked pretraining.
-DROPPED = re.compile(r"(head|norm)\.|mask_token$|.*\.(attn_mask|relative_position_index)$")
+# Classifier, output norms, buffers that the model computes, the token of masked pretraining.
+DROPPED = re.compile(r"(head|norm\d?)\.|mask_token$|.*\.(attn_mask|relative_position_index)$")
+BLOCK = re.compile(r"layers\.\d+\.blocks\.\d+\.")
 FILE_TYPES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 
 
@@ -50,16 +51,21 @@ def load_swin_weights(model: Segmenter, source: str) -> str:
     # An ImageNet Swin has no absolute position unless it was trained with one.
     missing = [k for k in own if k not in state and k != "absolute_pos_embed"]
     unknown = [k for k in state if k not in own]
-    if len(missing) > len(own) // 2 and unknown:
+    if any(".fusion." in k for k in unknown):
         raise InputError(
-            f"{source} has other names than a Swin, like {unknown[0]} where {missing[0]} is "
-            "expected: give an ImageNet Swin checkpoint"
+            f"{source} is a trained model, not an ImageNet Swin: start from it with --init_from"
         )
+    if unknown == ["absolute_pos_embed"] and not missing:
+        side = math.isqrt(state["absolute_pos_embed"].shape[1])
+        raise InputError(f"{source} has a position embedding: give --ape {side}")
     if missing or unknown:
-        raise InputError(
-            f"{source} does not fit this Swin: {len(missing)} weights missing {missing[:2]}, "
-            f"{len(unknown)} unknown {unknown[:2]}: choose the --swin_type it was made for"
+        blocks = [{m[0] for k in names if (m := BLOCK.match(k))} for names in (own, state)]
+        lacks = (
+            f"{len(missing)} weights missing {missing[:2]}, {len(unknown)} unknown {unknown[:2]}"
         )
+        size = blocks[1] and blocks[0] != blocks[1]
+        hint = "choose the --swin_type it was made for" if size else "the names differ"
+        raise InputError(f"{source} does not fit this Swin: {lacks}: {hint}")
     for key, value in state.items():
         if not value.is_floating_point():
             raise InputError(f"{source} does not fit this Swin: {key} is of type {value.dtype}")

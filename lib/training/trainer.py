@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -187,8 +188,11 @@ class Trainer:
     def validate(self) -> Metrics:
         """Metrics of the validation split.
 
+        An error in it, such as an image that cannot be read, loses nothing either: the state
+        before the validation is saved.
+
         Raises:
-            Stopped: a signal came; the state before the validation is saved.
+            Stopped: a signal came.
         """
         config = self.config
         if config.val_expressions == "one":
@@ -204,6 +208,10 @@ class Trainer:
             if self.info.is_main:
                 self.save([], required=True)
             raise Stopped(f"{e} in validation; saved: {self.files.last}") from None
+        except Exception:
+            with contextlib.suppress(InputError):  # the first error is the one to tell
+                self.save([])
+            raise
 
     def finish_epoch(self, metrics: Metrics | None, seconds: float) -> None:
         """Finish the epoch: append its record, save the state, update the best oIoU.
@@ -287,7 +295,7 @@ class Trainer:
             part = f"{self.epoch} of {self.config.epochs} epochs"
             log.info("other steps than before: %s; goes on after %s, lr %.3g", changes, part, lr)
 
-    def _changed_steps(self, saved: dict[str, Any], counted: int) -> str:
+    def _changed_steps(self, saved: dict[str, Any], counted: int = 0) -> str:
         """What differs from the run that is resumed in how training is divided into steps.
 
         Args:
@@ -308,11 +316,9 @@ class Trainer:
         self.skipped = saved.get("skipped", 0)
         if not saved.get("step"):
             return
-        world = self.info.world
-        if (saved["steps"], saved["world"]) != (self.steps, world):
+        if changes := self._changed_steps(saved):
             raise InputError(
-                f"--resume: saved within an epoch of {saved['steps']} steps by {saved['world']} "
-                f"processes, but this run has {self.steps} steps and {world} processes: "
+                f"--resume: saved within an epoch, and now differ {changes}: "
                 "give the same processes, --batch_size, --accumulate and data"
             )
         self.step = saved["step"]

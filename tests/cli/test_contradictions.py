@@ -231,10 +231,23 @@ def test_init_from_with_another_grid_and_image_size(options: list[str], half: Pa
     assert len(read_checkpoint(LAST.format("wide"))["model"][table]) == 23**2
 
 
-def test_init_from_another_variant(options: list[str], half: Path) -> None:
+def test_what_init_from_changes_is_told(options: list[str], half: Path, capsys: Any) -> None:
     argv = [*options, "--epochs", "1", "--init_from", str(half), "--gate", "sigmoid"]
-    train_script.main(argv)
+    train_script.main([*argv, "--mha", "2-2-2-2", "--ape", "7"])
+    out = capsys.readouterr().out
+    assert "--gate sigmoid: the checkpoint was trained with tanh" in out
+    assert "--mha 2-2-2-2: the checkpoint was trained with 1-1-1-1" in out
+    assert "weights: but backbone.absolute_pos_embed: resized, or not in the file" in out
     assert Path(LAST.format("lavt")).is_file()
+
+
+def test_init_from_a_file_that_the_run_would_rename(options: list[str], half: Path) -> None:
+    path = Path(LAST.format("lavt"))
+    path.parent.mkdir()
+    shutil.copy(half, path)
+    message = one_line_error(train_script.main, [*options, "--init_from", str(path)])
+    assert "give another one" in message
+    assert path.is_file()
 
 
 def test_init_from_is_for_a_fresh_run(options: list[str], half: Path, capsys: Any) -> None:
@@ -358,6 +371,33 @@ def test_a_tokenizer_of_another_network(
     assert not Path("r.json").exists()
     if change != "others":
         assert message in one_line_error(train_script.main, [*options, *of_words])
+
+
+def test_a_tokenizer_that_keeps_capitals(options: list[str], shapes: Shapes, half: Path) -> None:
+    folder = tokenizer_with(shapes, list)
+    (Path(folder) / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    keeps = ["--bert_tokenizer", folder]
+    for argv in (options, [*options, "--resume", str(half)], [*options, "--init_from", str(half)]):
+        message = one_line_error(train_script.main, [*argv, *keeps])
+        assert "set do_lower_case to true in its tokenizer_config.json" in message
+    argv = [*test_options(shapes), *keeps, "--resume", str(half)]
+    assert "keeps capitals" in one_line_error(test_script.main, argv)
+    (Path(folder) / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    test_script.main(argv)  # the remedy works
+
+
+def test_pretrained_weights_with_the_words_of_others(shapes: Shapes, half: Path) -> None:
+    """Of the same number, but in another order."""
+    bert = Path("bert")
+    shutil.copytree(shapes.root / "bert", bert)
+    torch.save(read_checkpoint(half)["bert_model"], bert / "pytorch_model.bin")
+    words = tokenizer_with(shapes, CHANGES["others"][0])
+    argv = [*shapes.options, "--ck_bert", str(bert), "--batch-size", "4", "--epochs", "1"]
+    message = one_line_error(train_script.main, [*argv, "--bert_tokenizer", words])
+    assert "not those that the weights were trained with" in message
+    train_script.main([*argv, "--bert_tokenizer", str(bert), "--lr", "1e-30"])
+    made = read_checkpoint(LAST.format("lavt"))["bert_model"]
+    assert all(torch.equal(v, made[k]) for k, v in read_checkpoint(half)["bert_model"].items())
 
 
 def test_the_checkpoint_knows_its_vocabulary(half: Path) -> None:

@@ -286,8 +286,26 @@ def test_within_an_epoch_the_division_must_stay(
         interrupt(patch, 2, signal.SIGTERM)
         with pytest.raises(utils.Stopped):
             train_script.main(options)
-    argv = [*options, "--resume", "auto", "--batch-size", "2"]
-    assert "give the same processes, --batch_size" in one_line_error(train_script.main, argv)
+    for changed in (["--batch-size", "2"], ["--batch-size", "2", "--accumulate", "2"]):
+        message = one_line_error(train_script.main, [*options, "--resume", "auto", *changed])
+        assert "batch_size 4 -> 2" in message
+        assert "give the same processes, --batch_size" in message
+
+
+def test_a_failed_validation_loses_no_epoch(
+    options: list[str], whole: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*args: Any) -> Any:
+        raise InputError("image x.jpg cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", unreadable)
+        argv = [*options, "--model_id", "parts"]
+        assert one_line_error(train_script.main, argv) == "image x.jpg cannot be read"
+    assert state("parts")["progress"]["step"] == whole.steps
+    train_script.main([*argv, "--resume", "auto"])
+    assert_same(whole.last, state("parts"))
+    assert whole.lines == lines("parts")
 
 
 def test_other_options_are_told(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,12 @@ def test_fewer_layers_or_another_width_than_configured(folder: Path, state: Stat
         load_bert(folder)
 
 
+def test_integers_are_no_weights(folder: Path, state: State) -> None:
+    torch.save({k: v.to(torch.int8) for k, v in state.items()}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"is of type torch\.int8"):
+        load_bert(folder)
+
+
 def test_no_weights_at_all(folder: Path) -> None:
     torch.save({"epoch": 3}, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="holds no weights of a BERT"):

@@ -176,6 +176,19 @@ def test_a_weight_too_many_too_few_or_misshapen_is_named(build_nano: Build) -> N
             load_model(build_nano("lavt_one"), content(**changes), "a.pth")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("fusion", "pwam"), ("backbone.layers", "backbone.stages"), ("text_encoder", "language")],
+)
+def test_other_names_are_quoted(old: str, new: str, build_nano: Build) -> None:
+    """And no flag is guessed from them."""
+    state = build_nano("lavt_one", ape_grid=4).to_published()["model"]
+    renamed = {k.replace(old, new): v for k, v in state.items()}
+    with pytest.raises(InputError, match=rf"other names.*{new}.* where .*{old}") as caught:
+        load_model(build_nano("lavt_one", ape_grid=4), {"model": renamed}, "a.pth")
+    assert "--" not in str(caught.value)
+
+
 def test_describe(build_nano: Build) -> None:
     assert describe(build_nano(ape_grid=5, window_size=12).state_dict()) == {
         "model": "lavt",

@@ -125,14 +125,19 @@ def test_a_lone_process_says_what_it_waits_for(
     assert "unset RANK WORLD_SIZE" in line
 
 
-def test_another_program_at_the_port(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_program_at_the_port(
+    port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     put(monkeypatch, MANY | {"RANK": "1", "MASTER_PORT": str(port)})
+    monkeypatch.setattr(launch, "PATIENCE", 0.2)
+    monkeypatch.setattr(logging.getLogger("lavt"), "propagate", True)
     monkeypatch.setattr(utils, "default_pg_timeout", timedelta(seconds=2))
     with (
         socket.create_server(("127.0.0.1", port)),
         pytest.raises(InputError, match="did not meet the others"),
     ):
         utils.init_distributed("cpu")
+    assert "process 1 of 2 at 127.0.0.1" in caplog.messages[0]
 
 
 def test_waiting_can_be_stopped(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +150,11 @@ def test_waiting_can_be_stopped(port: int, monkeypatch: pytest.MonkeyPatch) -> N
     timer.join()
 
 
-def test_only_process_0_speaks_once_it_is_there(
+def test_only_process_0_speaks_at_first_once_it_is_there(
     port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(monkeypatch, MANY | {"RANK": "1", "WORLD_SIZE": "3", "MASTER_PORT": str(port)})
-    monkeypatch.setattr(launch, "PATIENCE", 0.5)
+    monkeypatch.setattr(launch, "PATIENCE", 1.2)
     monkeypatch.setattr(logging.getLogger("lavt"), "propagate", True)
     wait = timedelta(seconds=3)
     monkeypatch.setattr(utils, "default_pg_timeout", wait)

@@ -232,13 +232,13 @@ def damaged(state: State, what: str) -> Any:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("missing", r"1 weights missing \['layers.1.blocks.0.norm1.bias'\].*--swin_type"),
+        ("missing", r"1 weights missing \['layers.1.blocks.0.norm1.bias'\].*the names differ"),
         ("unknown", r"1 unknown \['layers.1.blocks.7.norm1.bias'\].*--swin_type"),
         ("other width", r"patch_embed.proj.bias is \(16,\), not \(8,\).*--swin_type"),
         ("other heads", r"bias_table is \(169, 2\), not \(169, 1\)"),
         ("table not square", r"bias_table is \(168, 1\)"),
         ("table a scalar", r"bias_table is \(\), not"),
-        ("position without ours", r"1 unknown \['absolute_pos_embed'\]"),
+        ("position without ours", r"has a position embedding: give --ape \d"),
         ("no tensors", "holds no Swin weights"),
         ("a number", "holds no Swin weights"),
         ("empty", "holds no Swin weights"),
@@ -262,6 +262,19 @@ def test_what_is_unexplained_is_one_clear_line(
 def test_missing_file(source: str) -> None:
     with pytest.raises(InputError, match="no checkpoint at"):
         load_swin_weights(ours(), source)
+
+
+def test_a_trained_model_is_no_imagenet_swin(tmp_path: Path) -> None:
+    torch.save(ours().to_published(), tmp_path / "lavt.pth")
+    with pytest.raises(InputError, match=r"trained model, not an ImageNet Swin.*--init_from"):
+        load_swin_weights(ours(), str(tmp_path / "lavt.pth"))
+
+
+def test_output_norms_of_a_detector(timm_model: SwinTransformer, tmp_path: Path) -> None:
+    state = {f"backbone.{k}": v for k, v in official(timm_model.state_dict()).items()}
+    state |= {f"backbone.norm{i}.weight": torch.ones(8 << i) for i in range(4)}
+    torch.save({"state_dict": state | {"neck.w": torch.ones(1)}}, tmp_path / "swin.pth")
+    assert "0 of them resized" in load_swin_weights(ours(), str(tmp_path / "swin.pth"))
 
 
 def test_unknown_name() -> None:

@@ -201,6 +201,14 @@ def test_a_line_is_no_box() -> None:
     np.testing.assert_array_equal(mask, draw([SQUARE]))
 
 
+def test_run_lengths_as_people_write_them() -> None:
+    plain = draw({"counts": [100, 20, 72], "size": [12, 16]})
+    assert plain.sum() == 20
+    for number in (float, str, "{}.0".format):
+        loose = {"counts": [number(n) for n in (100, 20, 72)], "size": [number(12), number(16)]}
+        np.testing.assert_array_equal(draw(loose), plain)
+
+
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
@@ -220,7 +228,7 @@ def test_a_line_is_no_box() -> None:
         ({}, "do not fit"),
         ({"counts": [1, 2]}, "do not fit"),
         ({"counts": [-1, 193]}, "do not fit"),
-        ({"counts": [1.0, 191.0]}, "do not fit"),
+        ({"counts": [1.5, 190.5]}, "do not fit"),
         ({"counts": "o" * 100}, "damaged"),
         ({"counts": "\xff"}, "damaged"),
         ({"counts": [192], "size": [16, 12]}, "do not fit"),
@@ -443,6 +451,7 @@ def test_lists_of_ids_as_people_write_them(tmp_path: Path) -> None:
         ("12", 12),
         ("-12", -12),
         ("012", 12),
+        ("12.0", 12),
         (-3.0, -3),
         (2.0**53, 2**53),
     ],
@@ -464,7 +473,7 @@ def test_whole_numbers(value: Any, result: int) -> None:
         [1],
         {},
         "",
-        "1.0",
+        "1.5",
         " 1",
         "1\n",
         "+1",

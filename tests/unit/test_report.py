@@ -204,6 +204,20 @@ def test_missing_and_damaged_images_are_counted(
     assert len(page.scripts) == 2 + 2
 
 
+def test_an_image_of_another_shape_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its masks would lie anywhere."""
+    files = copy_images(tmp_path / "photos")
+    with Image.open(files[0]) as image:
+        cropped = image.crop((0, 0, image.width // 2, image.height))
+    cropped.save(files[0])
+    make(tmp_path, cc0_lines(), images=tmp_path / "photos")
+    out = capsys.readouterr().out
+    assert "1 of 4 images cannot be shown: " in out
+    assert "it is another image, or cropped" in out
+
+
 def test_images_are_found_as_in_training(tmp_path: Path) -> None:
     """Under another spelling, resized, and never outside of their folder."""
     files = copy_images(tmp_path / "photos")

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, SwinConfig, SwinForImageClassification, SwinModel
 
-from lib.checkpoint import load_model, read_checkpoint
+from lib.checkpoint import load_model, read_checkpoint, write_checkpoint
 from lib.checkpoint.swin import load_swin_weights
 from lib.crossvlt import CrossVLT
 from lib.errors import InputError
@@ -221,6 +221,19 @@ def test_weights_as_arrays(build_nano: Build) -> None:
     trained = reversed_copy(build_nano("lavt_one"))
     content = {"model": {k: v.numpy() for k, v in trained.state_dict().items()}}
     check_loads(content, trained, lambda: build_nano("lavt_one"))
+
+
+def test_a_dead_loader_process_is_not_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(content: Any, file: Any) -> None:
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", dies)
+    with pytest.raises(RuntimeError, match="killed by signal"):
+        write_checkpoint({"epoch": 1}, "a.pth")
+    assert not list(Path().iterdir())
 
 
 class Config(dict):  # type: ignore[type-arg]

@@ -13,7 +13,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -31,6 +31,7 @@ from lib.evaluation.metrics import PRECISION_AT, Metrics, sample_iou, summarise
 from lib.visualize import GROUND_TRUTH, PREDICTION
 from refer.images import MAX_PIXELS, open_rgb
 from refer.names import Finder
+from refer.rare_images import misfit
 from refer.refer import image_folder
 from tools.report import charts
 from tools.report.breakdown import Breakdown, breakdowns, mean_with_interval, object_codes
@@ -112,12 +113,12 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def thumbnails(
-    names: Iterable[str], folder: Path, side: int, max_pixels: int = MAX_PIXELS
+    sizes: Mapping[str, tuple[int, int]], folder: Path, side: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Images as small JPEGs in base64.
 
     Args:
-        names: of the files.
+        sizes: width and height of the annotations of each file, pixels.
         folder: that they are in.
         side: of the longer side, pixels; smaller images stay as they are.
         max_pixels: upper limit of an image's size.
@@ -126,11 +127,13 @@ def thumbnails(
         JPEG by name, and what was wrong by name for images that could not be read.
     """
     found, wrong = {}, {}
-    names = list(dict.fromkeys(names))
-    finder = Finder(folder, names)
-    for name in utils.progress(names, "images", 0, len(names)):
+    finder = Finder(folder, sizes)
+    for name, size in utils.progress(sizes.items(), "images", 0, len(sizes)):
         try:
-            image = open_rgb(finder.path(name, "the predictions"), max_pixels)
+            path = finder.path(name, "the predictions")
+            image = open_rgb(path, max_pixels)
+            if reason := misfit(image, *size):
+                raise InputError(f"image {path} {reason}")
         except InputError as e:
             wrong[name] = str(e)
             continue
@@ -404,13 +407,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = read_all(args.records)
     comparison = compare(samples, args.compare) if args.compare else None
     chosen = spread(len(samples), args.max_samples)
-    names = list(dict.fromkeys(samples[i].file_name for i in chosen))
-    jpegs, wrong = thumbnails(names, folder, args.image_side, args.max_pixels)
+    sizes = {samples[i].file_name: (samples[i].width, samples[i].height) for i in chosen}
+    jpegs, wrong = thumbnails(sizes, folder, args.image_side, args.max_pixels)
     if wrong:
         first = next(iter(wrong.values()))
         if not jpegs:
-            raise InputError(f"none of the {len(names)} images can be read (--image_root): {first}")
-        print(f"{len(wrong)} of {len(names)} images cannot be shown: {first}")
+            raise InputError(f"none of the {len(sizes)} images can be read (--image_root): {first}")
+        print(f"{len(wrong)} of {len(sizes)} images cannot be shown: {first}")
     page = build_page(samples, args.records, jpegs, chosen, comparison, args.compare)
     utils.write_text(page, args.output)
     print(f"written: {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")

@@ -164,22 +164,3 @@ def trained_with(recorded: Mapping[str, Any], asked: Mapping[str, str]) -> dict[
     # An untrusted file may have any object under these names.
     texts = {name: value for name, value in recorded.items() if isinstance(value, str)}
     return {name: texts.get(name) or published[name] for name in asked} if recorded else {}
-
-
-def variant_of_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """What names and shapes of weights show of the variant, as flags and their values."""
-
-    def has(part: str) -> bool:
-        return any(part in name for name in state)
-
-    project = [v for k, v in state.items() if k.endswith(".fusion.project_mm.0.weight")]
-    join = "concat" if project and project[0].shape[1] > project[0].shape[0] else "add or mul"
-    affine = "batch" if has(".f_query.1.norm.running_mean") else "layer"
-    no_gate = has(".fusion.") and not has(".res_gate.")
-    only_words = has(".image_lang_att.") and not has(".fusion.vis_project.")
-    return {
-        "fusion": join if has(".fusion.lang_project.") else "pwam",
-        "pwam_norm": affine if has(".f_query.1.norm.") else "instance or none",
-        "pwam_combine": "words" if only_words else "mul or add",
-        "lang_path": "off (or --gate off)" if no_gate else "on",
-    }

@@ -2,7 +2,6 @@
 
 from lib.checkpoint.layouts import (
     TRAINING_STATE,
-    describe,
     load_model,
     load_trained,
     load_training,
@@ -12,7 +11,6 @@ from lib.weights import file_hash, read_checkpoint, write_checkpoint, write_part
 
 __all__ = [
     "TRAINING_STATE",
-    "describe",
     "file_hash",
     "load_model",
     "load_trained",

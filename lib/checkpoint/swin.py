@@ -1,7 +1,8 @@
-"""Load ImageNet Swin weights, in the official, timm's or transformers' layout."""
+"""Swin weights: ImageNet's in the official, timm's or transformers' layout; other sizes."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.model import Segmenter
+from lib.model import Segmenter, State
 from lib.weights import is_state, levels, read_checkpoint, unwrap
 
 # Classifier, output norms, buffers that the model computes, the token of masked pretraining.
@@ -150,6 +151,30 @@ def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return f"layers.{int(match[1]) - 1}.downsample.{match[2]}" if match else key
 
     return {rename(k): v for k, v in state.items()}
+
+
+def resized(state: State, own: State, path: str) -> State:
+    """The weights of a trained model with position embedding and bias tables of another's size.
+
+    Args:
+        state: of the file.
+        own: of the model.
+        path: of the file, for messages.
+    """
+    grids = ("relative_position_bias_table", "absolute_pos_embed")
+    fitted = dict(state)
+    for key, value in state.items():
+        if key.endswith(grids) and key in own and value.shape != own[key].shape:
+            with contextlib.suppress(InputError):  # told with what else does not fit
+                fitted[key] = resize_weight(key, value, own[key].shape, path)
+    # The model computes its own indices into bias tables, and fresh positions without the file's.
+    kept = {
+        k: v
+        for k, v in own.items()
+        if (k.endswith("relative_position_index") and k in state)
+        or (k.endswith("absolute_pos_embed") and k not in state)
+    }
+    return fitted | kept
 
 
 def resize_weight(key: str, value: Tensor, shape: torch.Size, source: str) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from transformers import BertConfig
 
 from lib import checkpoint
-from lib.checkpoint import describe, load_model, load_training, read_checkpoint, write_checkpoint
+from lib.checkpoint import load_model, load_training, read_checkpoint, write_checkpoint
+from lib.checkpoint.mismatch import describe
 from lib.errors import InputError
 from lib.lavt import LAVT
 from lib.training import optim

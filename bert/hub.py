@@ -14,6 +14,7 @@ from lib.errors import InputError
 MAX_BYTES = 64 << 20  # of a vocabulary or configuration; BERT's tokenizer.json has 0.5 million
 FILES = "config.json, vocab.txt, tokenizer_config.json and model.safetensors (or pytorch_model.bin)"
 REMEDY = f"put {FILES} into a folder and pass it as --bert_tokenizer FOLDER --ck_bert FOLDER"
+OTHER_WEIGHTS = (".index.json", ".h5", ".msgpack")  # in several files, TensorFlow's, Flax's
 TIMEOUT = 10.0  # seconds
 NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*\w", re.ASCII)
 
@@ -37,7 +38,9 @@ def locate(source: str | os.PathLike[str], files: Sequence[str], what: str) -> t
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):
         if not any(os.path.isfile(os.path.join(folder, file)) for file in files):
-            raise InputError(f"folder {folder} has no {files[0]}: {REMEDY}")
+            found = [f for f in sorted(os.listdir(folder)) if f.endswith(OTHER_WEIGHTS)]
+            hint = f" but {found[0]}: save it again as one file for PyTorch;" if found else ":"
+            raise InputError(f"folder {folder} has no {files[0]}{hint} {REMEDY}")
         _check_sizes(folder)
         return folder, True
     if not NAME.fullmatch(name) or os.path.exists(folder):

@@ -135,6 +135,9 @@ def load_bert(source: str | PathLike[str]) -> BertModel:
             f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; it has "
             f"{next(iter(found))}: give the complete weights by --ck_bert"
         )
+    further = f"encoder.layer.{model.config.num_hidden_layers}."
+    if any(key.startswith(further) for key in state):
+        raise InputError(f"{path} has more layers than the config.json there: {further}")
     wrong = [key for key in own if own[key].shape != state[key].shape]
     if wrong:
         key, shapes = wrong[0], (tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape))

@@ -119,6 +119,20 @@ def test_fewer_layers_or_another_width_than_configured(folder: Path, state: Stat
         load_bert(folder)
 
 
+def test_more_layers_than_configured(folder: Path, state: State) -> None:
+    more = {k.replace(".1.", ".2."): v for k, v in state.items() if ".layer.1." in k}
+    torch.save(state | more, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"more layers than the config\.json"):
+        load_bert(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "tf_model.h5"])
+def test_weights_in_another_form_are_named(name: str, folder: Path) -> None:
+    (folder / name).write_text("{}")
+    with pytest.raises(InputError, match=f"no model.safetensors but {name}: save it again"):
+        load_bert(folder)
+
+
 def test_integers_are_no_weights(folder: Path, state: State) -> None:
     torch.save({k: v.to(torch.int8) for k, v in state.items()}, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"is of type torch\.int8"):

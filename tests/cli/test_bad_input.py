@@ -149,7 +149,9 @@ def test_damaged_data(copied: Shapes, here: Path, damage: Callable[[Path], str])
     )
     assert named in line
     assert not (here / "pwned").exists()
-    assert not list(here.rglob("*.pth"))
+    # An image of the validation is read after an epoch, whose state is kept.
+    of_image = damage in (_truncate, _text_as_image)
+    assert of_image or not list(here.rglob("*.pth"))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "1", "RGBA", "1x1"])

@@ -52,6 +52,7 @@ class _Other:
 
     Attributes:
         usual: whether checkpoints usually hold such objects.
+        args: that it was made with.
         state: the pickle's, such as attributes.
     """
 
@@ -61,7 +62,7 @@ class _Other:
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.state: Any = None
+        self.args, self.state = args, None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -109,6 +110,14 @@ def _content(path: Path) -> Any:
         return None
 
 
+def _is_usual(value: _Other) -> bool:
+    """Whether checkpoints usually hold such an object; not an array of objects or structures."""
+    if type(value).__name__ == "_reconstruct" and isinstance(value.state, tuple):
+        code = getattr(value.state[2], "args", None)
+        return not (code and str(code[0]).startswith(("O", "V")))
+    return value.usual
+
+
 def _find(value: Any, name: str, code: str = "c", outer: str = "") -> tuple[str, str] | None:
     """Where the first object of a class is, and the statement that takes it out; None without one.
 
@@ -119,7 +128,7 @@ def _find(value: Any, name: str, code: str = "c", outer: str = "") -> tuple[str,
         outer: code of the object to be removed with it, '' for itself.
     """
     if isinstance(value, _Other):
-        if type(value).__name__ == name or not (name or type(value).usual):
+        if type(value).__name__ == name or not (name or _is_usual(value)):
             if code == "c" or code in WEIGHTS:
                 return code, f"{code} = {code}.state_dict()"
             return code, f"del {outer or code}"

@@ -93,7 +93,7 @@ def _allowed() -> list[Any]:
         for core in ("core", "_core")
         for function, name in ((make_number, "scalar"), (make_array, "_reconstruct"))
     ]
-    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdFDU"}
+    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdgFDUSMm"}
     empty = (bytes, "builtins.bytes")  # of an empty array
     return [argparse.Namespace, np.ndarray, np.dtype, empty, *kinds, *named]
 
@@ -101,7 +101,7 @@ def _allowed() -> list[Any]:
 def _plain(value: Any) -> Any:
     """The same with Python's numbers for NumPy's, and tensors for its arrays of numbers."""
     if isinstance(value, np.generic):
-        return value.item()
+        return float(value) if isinstance(value, np.longdouble) else value.item()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy()) if value.dtype.kind in "biufc" else value.tolist()
     if isinstance(value, argparse.Namespace):

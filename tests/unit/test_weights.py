@@ -193,6 +193,8 @@ NUMPY = {
     "array": np.arange(3.0),
     "ints": np.array([[1, 2]], np.int16),
     "words": np.array(["a", "b"]),
+    "bytes": np.array([b"a"]),
+    "long double": np.longdouble(0.5),
 }
 
 
@@ -348,7 +350,13 @@ def test_ordered_and_empty() -> None:
     assert len(read["hist"]) == 0
 
 
-def test_an_array_of_objects_runs_nothing() -> None:
-    torch.save({"model": {"w": torch.ones(1)}, "x": np.array([Config()], object)}, "a.pth")
-    with pytest.raises(InputError, match="more than tensors and plain values"):
+@pytest.mark.parametrize("kind", ["objects", "structure"])
+def test_an_array_of_objects_is_named(kind: str) -> None:
+    """And nothing of it runs."""
+    plain = np.ones(2)
+    other = np.array([Config()], object) if kind == "objects" else np.zeros(2, [("a", "i4")])
+    torch.save({"model": weights(), "plain": plain, "hist": {"x": other}}, "a.pth")
+    with pytest.raises(InputError, match=r"in c\['hist'\]\['x'\],") as caught:
         read_checkpoint("a.pth")
+    follow(str(caught.value))
+    assert read_checkpoint("plain.pth").keys() == {"model", "plain", "hist"}

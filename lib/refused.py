@@ -111,11 +111,13 @@ def _content(path: Path) -> Any:
 
 
 def _is_usual(value: _Other) -> bool:
-    """Whether checkpoints usually hold such an object; not an array of objects or structures."""
-    if type(value).__name__ == "_reconstruct" and isinstance(value.state, tuple):
+    """Whether checkpoints usually hold such an object; of NumPy's, only those of simple types."""
+    name = type(value).__name__
+    if name == "_reconstruct" and isinstance(value.state, tuple):
         code = getattr(value.state[2], "args", None)
-        return not (code and str(code[0]).startswith(("O", "V")))
-    return value.usual
+    else:
+        code = getattr(value.args[0], "args", None) if name == "scalar" and value.args else None
+    return value.usual and not (code and str(code[0]).startswith(("O", "V", "M", "m")))
 
 
 def _find(value: Any, name: str, code: str = "c", outer: str = "") -> tuple[str, str] | None:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +37,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: missing, damaged, no checkpoint, or with more than tensors and plain values.
     """
-    content = _plain(_load(Path(path)))
+    content = _load(Path(path))
+    try:
+        content = _plain(content)
+    except Exception as e:  # a type that torch does not have, or a damaged text
+        raise InputError(f"{path} holds an array that is no tensor ({str(e)[:100]})") from e
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content
@@ -83,27 +86,21 @@ def _is_safetensors(path: Path) -> bool:
 def _allowed() -> list[Any]:
     """What ``torch.load(weights_only=True)`` admits besides tensors and plain values.
 
-    It is ``argparse.Namespace``, in which the release stores its arguments, and NumPy's numbers
-    and arrays, whose functions have other names in NumPy 1 and 2.
+    It is ``argparse.Namespace``, in which the release stores its arguments, and what stands for
+    NumPy's numbers and arrays.
     """
-    make_number = np.float64().__reduce__()[0]
-    make_array = np.empty(0).__reduce__()[0]
-    named = [
-        (function, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for function, name in ((make_number, "scalar"), (make_array, "_reconstruct"))
-    ]
-    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdgFDUSMm"}
-    empty = (bytes, "builtins.bytes")  # of an empty array
-    return [argparse.Namespace, np.ndarray, np.dtype, empty, *kinds, *named]
+    from lib.numpy_values import STAND_INS
+
+    return [argparse.Namespace, *STAND_INS]
 
 
 def _plain(value: Any) -> Any:
-    """The same with Python's numbers for NumPy's, and tensors for its arrays of numbers."""
-    if isinstance(value, np.generic):
-        return float(value) if isinstance(value, np.longdouble) else value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy()) if value.dtype.kind in "biufc" else value.tolist()
+    """The same with tensors for NumPy's arrays of numbers, and lists for those of texts."""
+    from lib.numpy_values import Array
+
+    if isinstance(value, Array):
+        array = value.value
+        return torch.from_numpy(array) if array.dtype.kind in "biufc" else array.tolist()
     if isinstance(value, argparse.Namespace):
         return argparse.Namespace(**_plain(vars(value)))
     if isinstance(value, dict):

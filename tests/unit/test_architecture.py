@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (*NETWORK, "lib.cpu"),
     ("bert",),
     ("utils", "lib.weights"),
-    ("lib.refused",),
+    ("lib.refused", "lib.numpy_values"),
     ("lib.launch", "lib.terminal", "lib.facts"),
     ("lib.errors",),
 )

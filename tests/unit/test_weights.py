@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import datetime
 import pathlib
 import zipfile
@@ -360,3 +361,17 @@ def test_an_array_of_objects_is_named(kind: str) -> None:
         read_checkpoint("a.pth")
     follow(str(caught.value))
     assert read_checkpoint("plain.pth").keys() == {"model", "plain", "hist"}
+
+
+def test_damaged_arrays_are_errors_of_input() -> None:
+    """NumPy's own functions would end the process at some of these."""
+    values = {"a": np.float64(3), "b": np.arange(3.0), "c": np.array(["x"]), "d": np.longdouble(1)}
+    torch.save({"model": weights(), **values}, "a.pth", _use_new_zipfile_serialization=False)
+    whole = Path("a.pth").read_bytes()
+    first = whole.index(b"numpy")
+    for place in range(first, min(len(whole), first + 1200)):
+        for mask in (0xFF, 0x01):
+            broken = whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :]
+            Path("b.pth").write_bytes(broken)
+            with contextlib.suppress(InputError):  # and no other exception
+                read_checkpoint("b.pth")

@@ -23,9 +23,13 @@ class Dtype:
     def __setstate__(self, state: Any) -> None:
         self.order = state[1]
 
+    def is_one_of(self, codes: re.Pattern[str]) -> bool:
+        """Whether it is a type of these codes, in a byte order that there is."""
+        return bool(codes.fullmatch(str(self.code))) and self.order in ("<", ">", "=", "|")
+
     def read(self, data: Any) -> np.ndarray[Any, Any]:
         """The values of a buffer, in one dimension."""
-        if not SIMPLE.fullmatch(str(self.code)) or self.order not in ("<", ">", "=", "|"):
+        if not self.is_one_of(SIMPLE):
             raise ValueError(f"class numpy.ndarray of type {str(self.code)[:20]}")
         return np.frombuffer(data, np.dtype(self.code).newbyteorder(self.order))
 

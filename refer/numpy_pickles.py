@@ -1,7 +1,7 @@
 """NumPy's numbers, strings and small arrays in a pickle, as plain values.
 
-NumPy's own functions trust a pickle. What is here takes their place and takes apart itself what the
-pickle gives them: codes of simple types, and bytes.
+What is here takes the place of NumPy's own functions, as in :mod:`lib.numpy_values`, and makes
+plain values, of small arrays alone.
 """
 
 from __future__ import annotations
@@ -10,34 +10,27 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from lib import numpy_values
 from refer.pickles import NotPlain
 
 MAX_BYTES = 1 << 20  # of an array: it may be in a pickle many times over
 NUMBERS_AND_TEXT = re.compile(r"b1|[iu][1248]|f[248]|[SU][0-9]{1,7}")
 
 
-class Dtype:
-    """Stands for `numpy.dtype`: a simple type's code, like 'i8', and its byte order."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = state[1]
+class Dtype(numpy_values.Dtype):
+    """Stands for `numpy.dtype`; makes plain values."""
 
     def values(self, data: Any) -> list[Any]:
         """The values of a buffer; of an array of objects, they are the buffer."""
         if self.code == "O8" and isinstance(data, list):
             return data
-        if not NUMBERS_AND_TEXT.fullmatch(str(self.code)) or self.order not in ("<", ">", "=", "|"):
+        if not self.is_one_of(NUMBERS_AND_TEXT):
             raise NotPlain(f"it holds NumPy's type {str(self.code)[:20]!r}")
         if isinstance(data, str):  # Python 2's; bytes lost in decoding leave it too short
             data = data.encode("latin-1")
         if len(data) > MAX_BYTES:
             raise NotPlain("it holds a large NumPy array")
-        return np.frombuffer(data, self.order + self.code).tolist() if data else []
+        return self.read(data).tolist() if data else []
 
 
 class Array:

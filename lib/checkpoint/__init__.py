@@ -5,7 +5,6 @@ from lib.checkpoint.layouts import (
     load_model,
     load_trained,
     load_training,
-    recorded_args,
 )
 from lib.weights import file_hash, read_checkpoint, write_checkpoint, write_partial
 
@@ -16,7 +15,6 @@ __all__ = [
     "load_trained",
     "load_training",
     "read_checkpoint",
-    "recorded_args",
     "write_checkpoint",
     "write_partial",
 ]

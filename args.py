@@ -6,7 +6,7 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,8 +123,22 @@ def _lang_layers(text: str) -> int | None:
     return None if text == "all" else int(text)
 
 
-def common_parser(description: str) -> Parser:
-    """The flags of the published scripts, which all scripts take alike."""
+# Flags whose default is the checkpoint's value, in scripts that use a trained model.
+OF_INPUT = ("img_size", "max_tokens", "text")
+OF_DATA = ("mask_mode", "dataset", "splitBy")
+OF_BERT = ("ck_bert", "bert_tokenizer")
+OF_MODEL = ("model", "swin_type", "window12", "mha", "fusion_drop", "ape", *CHOICES)
+FROM_CHECKPOINT = (*OF_MODEL, *OF_BERT, *OF_INPUT, *OF_DATA)
+
+
+def common_parser(description: str, *, trained: bool = False) -> Parser:
+    """The flags of the published scripts, which all scripts take alike.
+
+    Args:
+        description: of the script.
+        trained: it uses a trained model: those :data:`FROM_CHECKPOINT` that are not given are
+            missing in what is parsed, until :func:`complete` adds them.
+    """
     p = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = p.add_argument_group("model").add_argument
     add("--model", default="lavt", choices=list(MODELS))
@@ -196,6 +210,10 @@ def common_parser(description: str) -> Parser:
     add("--lr", type=float, help="initial learning rate (5e-5; crossvlt: 3e-5)")
     add("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-2, help="of AdamW")
     add("--amsgrad", action="store_true", help="AdamW's AMSGrad variant")
+    for action in p._actions if trained else []:
+        if action.dest in FROM_CHECKPOINT:
+            action.default = argparse.SUPPRESS
+            action.help = f"{action.help or action.dest} (default: the checkpoint's)"
     return p
 
 
@@ -313,12 +331,12 @@ def _save_every(text: str) -> tuple[int, float]:
 
 
 def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments of test.py, checked; ``splits`` is the list of ``--split``.
+    """Arguments of test.py, to be completed by the checkpoint; ``splits`` lists ``--split``.
 
     Raises:
         InputError: naming the flag and what it takes.
     """
-    p = common_parser("Evaluate a checkpoint on one or more splits.")
+    p = common_parser("Evaluate a checkpoint on one or more splits.", trained=True)
     p.prog = "test.py"
     add = p.add_argument_group("beyond the published flags").add_argument
     add(
@@ -368,13 +386,23 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if not args.resume:
         raise InputError("--resume is missing: give the checkpoint to evaluate")
-    check_args(args)
-    _name_outputs(args)
+    check_given(args)
+    _check_names(args)
     return args
 
 
-def _name_outputs(args: argparse.Namespace) -> None:
-    """Name the files of results and predictions; each protocol has its own."""
+def _check_names(args: argparse.Namespace) -> None:
+    """Raise an error for impossible names of the outputs of test.py."""
+    if Path(args.results or "").suffix in TABLE_ENDINGS:
+        raise InputError(f"--results {args.results}: name a .json file; the tables go beside it")
+    if args.predictions and args.results and Path(args.predictions) == Path(args.results):
+        raise InputError(
+            f"--predictions {args.predictions}: that is the file of --results; name another one"
+        )
+
+
+def name_outputs(args: argparse.Namespace) -> None:
+    """Name the files of results and predictions of test.py; each protocol has its own."""
     differences = protocol_of(args).differences()
     differences.pop("img_size", None)  # usually follows from the checkpoint
     name = "_".join(
@@ -382,23 +410,18 @@ def _name_outputs(args: argparse.Namespace) -> None:
     )
     folder = Path("models") / args.model_id
     args.results = args.results or str(folder / f"results_{name}.json")
-    if Path(args.results).suffix in TABLE_ENDINGS:
-        raise InputError(f"--results {args.results}: name a .json file; the tables go beside it")
     if args.predictions == "":
         args.predictions = str(Path(args.results).parent / f"predictions_{name}.jsonl")
-    if args.predictions is not None and Path(args.predictions) == Path(args.results):
-        raise InputError(
-            f"--predictions {args.predictions}: that is the file of --results; name another one"
-        )
+    _check_names(args)
 
 
 def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments of demo_inference.py, checked.
+    """Arguments of demo_inference.py, to be completed by the checkpoint.
 
     Raises:
         InputError: naming the flag and what it takes.
     """
-    p = common_parser("Segment the objects that expressions refer to, in images.")
+    p = common_parser("Segment the objects that expressions refer to, in images.", trained=True)
     p.prog = "demo_inference.py"
     add = p.add_argument_group("images and expressions").add_argument
     add("--image", default="", help="an image, or a folder of images")
@@ -433,7 +456,7 @@ def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--sentence is missing: give an expression, like {example}")
     if not args.resume:
         raise InputError(f"--resume is missing: give the trained checkpoint, like {example}")
-    check_args(args)
+    check_given(args)
     return args
 
 
@@ -452,6 +475,39 @@ def check_args(args: argparse.Namespace) -> None:
         if getattr(args, name, "") is None:
             setattr(args, name, getattr(entry, name))
     args.window = 12 if args.window12 else 7
+    variant(args)  # raises an error for flags that exclude each other
+    check_given(args)
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The given flags as :func:`lib.checkpoint.rebuild.open_trained` takes them."""
+    names = {*OF_MODEL, *OF_BERT, "max_tokens"} - {"window12"}
+    flags = {name: value for name, value in vars(args).items() if name in names}
+    return flags | ({"window": 12} if getattr(args, "window12", False) else {})
+
+
+def complete(
+    args: argparse.Namespace, settings: Mapping[str, Any], recorded: Collection[str]
+) -> None:
+    """Fill in the flags that were not given: the checkpoint's values, else the published defaults.
+
+    Args:
+        args: of :func:`parse_test` or :func:`parse_demo`.
+        settings, recorded: of :class:`lib.checkpoint.rebuild.Trained`.
+    """
+    usual = common_parser("")
+    for name in FROM_CHECKPOINT:
+        if name not in OF_BERT and not hasattr(args, name):
+            setattr(args, name, settings.get(name, usual.get_default(name)))
+    args.window12 = settings["window"] == 12
+    for name in ("img_size", "max_tokens"):
+        setattr(args, f"trained_{name}", settings[name] if name in recorded else None)
+    check_args(args)
+    args.window = settings["window"]
+
+
+def check_given(args: argparse.Namespace) -> None:
+    """Reject values that would only fail later, among the flags that were given."""
     for name in (*POSITIVE, "max_tokens", "max_pixels", *NOT_NEGATIVE, "clip_grad"):
         value = getattr(args, name, None)
         if value is None:
@@ -466,8 +522,7 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("fusion_drop", "drop_path"):
         if not 0 <= getattr(args, name, 0.0) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: must be in [0, 1)")
-    parse_heads(args.mha)
-    variant(args)  # raises an error for flags that exclude each other
+    parse_heads(getattr(args, "mha", ""))
     if not re.fullmatch(r"[\w.+-]+", args.model_id) or set(args.model_id) == {"."}:
         raise InputError(
             f"--model_id '{args.model_id}': it names files; use letters, digits, . _ + -"
@@ -506,16 +561,12 @@ def compare_args(before: Mapping[str, Any], now: argparse.Namespace) -> list[str
     ]
 
 
-# What a model is used with: other values than in training change its predictions, or what they
-# are compared with.
-OF_INPUT = ("img_size", "max_tokens", "text")
-OF_DATA = ("mask_mode", "dataset", "splitBy")
-
-
 def compare_use(
     before: Mapping[str, Any], now: argparse.Namespace, names: Sequence[str] = OF_INPUT
 ) -> list[str]:
     """A line for each of some flags that differs between a checkpoint and its use.
+
+    Other values than in training change its predictions, or what they are compared with.
 
     Args:
         before, now: of :func:`compare_args`.

@@ -21,9 +21,7 @@ import numpy as np
 from PIL import Image
 
 import utils
-from args import compare_use, model_options, parse_demo, speed_options
-from bert import check_vocabulary, load_tokenizer
-from lib import checkpoint, runtime
+from args import parse_demo
 from lib.attention import fusions
 from lib.errors import InputError
 from lib.evaluation.evaluator import Prediction
@@ -31,6 +29,7 @@ from lib.predictor import Predictor, open_upright
 from lib.visualize import overlay, printable, write_image
 from refer.masks import run_lengths
 from tools.demo_jobs import Job, plan, read_requests, side_files
+from tools.trained import open_model
 from utils import log
 
 SHOWN = 40  # characters of a name or expression in the table
@@ -42,16 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs = plan(read_requests(args), Path(args.output))
     info = utils.init_distributed(args.device, args.local_rank)
     utils.setup_logging(None, info.rank)
-    model = checkpoint.load_trained(args.model, args.resume, **model_options(args))
-    runtime.prepare(model.to(info.device), **speed_options(args))
-    for difference in compare_use(model.trained_with, args):
-        log.info("%s", difference)
-    tokenizer = load_tokenizer(args.bert_tokenizer)
-    check_vocabulary(tokenizer, model, model.trained_with.get("vocabulary"))
+    trained = open_model(args, info.device)
     if args.attention:
-        fusions(model)  # raises an error if it has none, before anything is written
+        fusions(trained.model)  # raises an error if it has none, before anything is written
     predictor = Predictor(
-        model, tokenizer, args.img_size, args.max_tokens, args.batch_size, args.amp
+        trained.model, trained.tokenizer, args.img_size, args.max_tokens, args.batch_size, args.amp
     )
     for expression in sorted({e for job in jobs for e in job.expressions}):
         if predictor.is_cut(expression):

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: all expressions of all objects of one or more splits.
 
-python test.py --dataset refcoco --split val --resume ./checkpoints/refcoco.pth ...
+python test.py --split val --resume ./checkpoints/refcoco.pth --refer_data_root DATA
 """
 
 from __future__ import annotations
@@ -12,18 +12,14 @@ import utils
 from args import (
     OF_DATA,
     OF_INPUT,
-    compare_use,
     dataset_options,
-    model_options,
+    name_outputs,
     parse_test,
     protocol_of,
     refer_options,
     select,
-    speed_options,
 )
-from bert import check_vocabulary, load_tokenizer
 from data.dataset_refer_bert import ReferDataset
-from lib import checkpoint, runtime
 from lib.evaluation import tables
 from lib.evaluation.evaluator import EvalConfig
 from lib.evaluation.predictions import PredictionsFile
@@ -31,6 +27,7 @@ from lib.evaluation.protocol import warning
 from lib.evaluation.results import tabulate, write_results
 from lib.evaluation.summary import Summary, evaluate_split
 from refer.refer import REFER
+from tools.trained import open_model
 from utils import log
 
 
@@ -39,15 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_test(argv)
     info = utils.init_distributed(args.device, args.local_rank)
     utils.setup_logging(None, info.rank)
-    model = checkpoint.load_trained(args.model, args.resume, **model_options(args))
-    runtime.prepare(model.to(info.device), **speed_options(args))
-    for difference in compare_use(model.trained_with, args, OF_INPUT + OF_DATA):
-        log.info("%s", difference)
-    tokenizer = load_tokenizer(args.bert_tokenizer)
-    check_vocabulary(tokenizer, model, model.trained_with.get("vocabulary"))
+    trained = open_model(args, info.device, OF_INPUT + OF_DATA)
+    name_outputs(args)
     refer = REFER(**refer_options(args))
     datasets = {
-        split: ReferDataset(refer, split, tokenizer, **dataset_options(args))
+        split: ReferDataset(refer, split, trained.tokenizer, **dataset_options(args))
         for split in args.splits
     }
     for dataset in datasets.values():
@@ -64,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not protocol.is_standard:
                 log.info("%s", warning(protocol.label))
             summaries[split] = evaluate_split(
-                model,
+                trained.model,
                 dataset,
                 config,
                 info,

@@ -21,7 +21,14 @@ from args import (
     refer_options,
     select,
 )
-from bert import check_vocabulary, load_bert, load_tokenizer, vocabulary_in, vocabulary_of
+from bert import (
+    check_vocabulary,
+    load_bert,
+    load_tokenizer,
+    tokenizer_text,
+    vocabulary_in,
+    vocabulary_of,
+)
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import RandomExpressionSampler
 from lib import checkpoint, runtime
@@ -99,6 +106,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         sampler=sampler,
         config=config,
         arguments=vars(args),
+        tokenizer=tokenizer_text(tokenizer),
         info=info,
         signals=signals,
     )

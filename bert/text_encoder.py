@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -58,17 +59,30 @@ def load_config(source: BertConfig | str | PathLike[str]) -> BertConfig:
         content, _ = BertConfig.get_config_dict(name, local_files_only=offline)
     except Exception as e:  # damaged JSON of many kinds
         raise hub.failure("BERT's config.json of", name, e) from e
-    return BertConfig(**_checked(content, name))
+    return config_from(content, f"config.json of BERT '{name}'")
 
 
-def _checked(content: Any, name: str) -> dict[str, Any]:
-    """The numbers of a config.json that make a BERT."""
+def config_values(config: BertConfig) -> dict[str, Any]:
+    """What makes a BERT, as plain values; :func:`config_from` reads them."""
+    return {key: getattr(config, key) for key in (*NUMBERS, "hidden_act")}
+
+
+def config_from(content: Any, where: str) -> BertConfig:
+    """A BERT configuration from a dictionary; what does not make a BERT is left out.
+
+    Args:
+        content: of an untrusted file.
+        where: names it, for messages.
+
+    Raises:
+        InputError: it is not of a BERT, or a number is not within its limits.
+    """
 
     def wrong(key: str) -> InputError:
-        return InputError(f"config.json of BERT '{name}' has {key} {str(content[key])[:40]!r}")
+        return InputError(f"{where} has {key} {str(content[key])[:40]!r}")
 
-    if not isinstance(content, dict):
-        raise InputError(f"config.json of BERT '{name}' is no JSON object: {hub.REMEDY}")
+    if not isinstance(content, Mapping):
+        raise InputError(f"{where} is no JSON object: {hub.REMEDY}")
     for key, usual in (("model_type", ("bert",)), ("hidden_act", ACTIVATIONS)):
         if content.get(key, usual[0]) not in usual:
             raise wrong(key)
@@ -81,8 +95,8 @@ def _checked(content: Any, name: str) -> dict[str, Any]:
             raise wrong(key)
     width, heads = (given.get("hidden_size", 768), given.get("num_attention_heads", 12))
     if width % heads:
-        raise InputError(f"config.json of BERT '{name}' has {heads} heads for a width of {width}")
-    return given
+        raise InputError(f"{where} has {heads} heads for a width of {width}")
+    return BertConfig(**given)
 
 
 class TextEncoder(BertModel):

@@ -47,6 +47,33 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     return _load(*hub.locate(name_or_dir, VOCABULARIES, "tokenizer"))
 
 
+def tokenizer_text(tokenizer: Tokenizer) -> str:
+    """All of a tokenizer as text, that of a ``tokenizer.json``."""
+    return _core(tokenizer).to_str()
+
+
+def tokenizer_from(text: str, where: str) -> Tokenizer:
+    """The tokenizer of `tokenizer_text`.
+
+    Args:
+        text: of an untrusted file.
+        where: names it, for messages.
+
+    Raises:
+        InputError: it is damaged, or not of a BERT.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        core = tokenizers.Tokenizer.from_str(text)
+        names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+        special = {f"{name}_token": token for name, token in names.items()}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    except Exception as error:  # the tokenizer's core raises bare Exception for damaged texts
+        raise InputError(f"{where} is damaged ({str(error)[:100]}): {hub.REMEDY}") from None
+    return _checked(tokenizer, where)
+
+
 def vocabulary_of(tokenizer: Tokenizer) -> str:
     """A fingerprint of the words, their order, and what becomes of capitals and accents."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -167,13 +194,20 @@ def _load(source: str, offline: bool) -> Tokenizer:
         tokenizer = BertTokenizerFast.from_pretrained(source, local_files_only=offline)
     except Exception as error:  # the tokenizer's core raises bare Exception for damaged files
         raise hub.failure("tokenizer", source, error) from None
-    # transformers 5 makes up a vocabulary of the special tokens when it finds no file, and both
-    # add those that a file lacks behind its end, where the network has no embedding for them.
+    return _checked(tokenizer, f"tokenizer '{source}'")
+
+
+def _checked(tokenizer: Tokenizer, where: str) -> Tokenizer:
+    """The tokenizer, if it has BERT's special tokens and others.
+
+    transformers 5 makes up a vocabulary of the special tokens when it finds no file, and both add
+    those that a file lacks behind its end, where the network has no embedding for them.
+    """
     size = tokenizer.vocab_size
-    added = [t for t in SPECIAL_TOKENS if not tokenizer.convert_tokens_to_ids(t) < size]
+    added = [t for t in SPECIAL_TOKENS if not tokenizer.get_vocab().get(t, size) < size]
     if size <= len(SPECIAL_TOKENS) + 1 or added:
         raise InputError(
-            f"tokenizer '{source}' has no BERT vocabulary ({size} tokens; "
+            f"{where} has no BERT vocabulary ({size} tokens; "
             f"{', '.join(added or SPECIAL_TOKENS)} must be among others): {hub.REMEDY}"
         )
     return tokenizer

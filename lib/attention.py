@@ -116,7 +116,7 @@ def whole_words(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
 def attention_figure(
     image: Image.Image,
     prediction: Image.Image,
-    pieces: Sequence[str],
+    words: Sequence[str],
     maps: Sequence[Map],
     expression: str,
 ) -> Image.Image:
@@ -125,16 +125,14 @@ def attention_figure(
     Args:
         image: RGB.
         prediction: the image with the mask drawn over it.
-        pieces: N tokens; those of a word share a column, their weights added.
+        words: N of them.
         maps: (N, H_i, W_i) of each stage, of :func:`word_attention`; resized bilinearly.
         expression: the figure's title.
 
     Returns:
         RGB. Each map has the image's size, unless the figure would be too wide.
     """
-    words = whole_words(pieces)
-    grouped = [np.stack([m[at].sum(0) for _, at in words]) for m in maps]
-    top = max(float(m.max()) for m in grouped)
+    top = max(float(m.max()) for m in maps)
     longest = max(image.size)
     room = MAX_WIDTH / (len(words) + 3)  # the left panel takes two places, labels and gaps one
     scale = min(max(longest, MIN_SIDE), max(room, MIN_SIDE)) / longest
@@ -142,10 +140,10 @@ def attention_figure(
     low, high = GREYS
     grey = image.convert("L").resize(size, Image.Resampling.LANCZOS)
     grey = grey.point([low + (high - low) * v // 255 for v in range(256)])
-    tiles = [[_tile(grey, m / (top or 1)) for m in stage] for stage in grouped]
+    tiles = [[_tile(grey, m / (top or 1)) for m in stage] for stage in maps]
     labels = [f"stage {i}\n{m.shape[1]} x {m.shape[2]}" for i, m in enumerate(maps, 1)]
     panel = {"image": image, "prediction": prediction}
-    return _Layout(size).draw(panel, [w for w, _ in words], labels, tiles, expression, top)
+    return _Layout(size).draw(panel, words, labels, tiles, expression, top)
 
 
 def colors(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:

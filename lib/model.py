@@ -16,7 +16,7 @@ from lib.errors import InputError
 from lib.losses import Loss
 
 if TYPE_CHECKING:
-    from transformers import BertModel
+    from transformers import BertConfig, BertModel
 
 State = dict[str, Tensor]
 
@@ -40,11 +40,13 @@ class Segmenter(nn.Module, ABC):
         variant: flags and their values that names and shapes of weights need not show. Loading a
             checkpoint compares them with those that it was trained with.
         trained_with: flags of the checkpoint whose weights it has; {} if there are none.
+        text_config: of the BERT that :func:`lib.segmentation.build_model` was given.
     """
 
     groups: tuple[str, ...]
     variant: Mapping[str, str] = MappingProxyType({})
     trained_with: Mapping[str, Any] = MappingProxyType({})
+    text_config: BertConfig
 
     @abstractmethod
     def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -17,6 +17,23 @@ AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 AMP = (*AMP_DTYPES, "auto")
 
 
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """A device of this machine; None is the first GPU there is, else the CPU.
+
+    Raises:
+        InputError: there is no such device, or it does not work.
+    """
+    if device is None:
+        mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        chosen = torch.device(device)
+        (torch.ones(1, device=chosen) + 1).cpu()
+    except Exception as e:  # each kind of device has errors of its own
+        raise InputError(f"device '{device}' does not work here: give cpu, cuda or mps") from e
+    return chosen
+
+
 def resolve_amp(amp: str, device: torch.device) -> str:
     """'auto' becomes 'bf16' where the hardware supports bfloat16 matmuls, else 'off'."""
     if amp != "auto":

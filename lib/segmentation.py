@@ -125,6 +125,7 @@ def build_model(
             "positions, give no more"
         )
     model = build(SWIN_SIZES[swin_type], window_size, config, **options)
+    model.text_config = config
     if accelerate:
         from lib import cpu  # the network itself does not need it
 

@@ -57,7 +57,7 @@ def open_rgb(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 check_pixels(f"image {path}", image.width, image.height, max_pixels)
                 if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
                     raise InputError(f"image {path} is a JPEG of more than {MAX_SCANS} scans")
-                return _to_rgb(image)
+                return to_rgb(image)
     except InputError:
         raise
     except FileNotFoundError:
@@ -104,7 +104,8 @@ def check_pixels(what: str, width: int, height: int, most: int) -> None:
         )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any of PIL's modes as 8-bit RGB, without transparency."""
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_to_gray(image).convert("RGB")
     if image.mode == "RGBa":

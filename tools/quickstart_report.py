@@ -24,17 +24,13 @@ from PIL import Image
 import utils
 from args import (
     Parser,
-    check_args,
+    check_given,
     common_parser,
     dataset_options,
-    model_options,
     protocol_of,
     refer_options,
-    speed_options,
 )
-from bert import load_tokenizer
 from data.dataset_refer_bert import ReferDataset
-from lib import checkpoint, runtime
 from lib.errors import InputError
 from lib.evaluation.metrics import Metrics, intersection_union, sample_iou
 from lib.evaluation.protocol import warning
@@ -42,6 +38,7 @@ from lib.evaluation.tables import format_table
 from lib.predictor import Predictor
 from lib.visualize import GROUND_TRUTH, Tile, contact_sheet, overlay, write_image
 from refer.refer import REFER
+from tools.trained import open_model
 
 Splits = dict[str, dict[str, Metrics]]
 
@@ -185,11 +182,10 @@ def draw(args: argparse.Namespace, path: Path) -> None:
         InputError: data or checkpoint cannot be used, or the figure cannot be written.
     """
     info = utils.init_distributed(args.device, args.local_rank)
-    model = checkpoint.load_trained(args.model, args.resume, **model_options(args))
-    runtime.prepare(model.to(info.device), **speed_options(args))
-    tokenizer = load_tokenizer(args.bert_tokenizer)
+    trained = open_model(args, info.device)
+    tokenizer = trained.tokenizer
     predictor = Predictor(
-        model, tokenizer, args.img_size, args.max_tokens, args.batch_size, args.amp
+        trained.model, tokenizer, args.img_size, args.max_tokens, args.batch_size, args.amp
     )
     options = dataset_options(args) | {"eval_mode": "each", "original_masks": False}
     dataset = ReferDataset(REFER(**refer_options(args)), args.splits[0], tokenizer, **options)
@@ -211,7 +207,9 @@ def parse(
     Raises:
         InputError: naming the flag and what it takes.
     """
-    p = common_parser("Print an evaluation's tables and draw some of its predictions.")
+    p = common_parser(
+        "Print an evaluation's tables and draw some of its predictions.", trained=True
+    )
     p.prog = "python -m tools.quickstart_report"
     p.set_defaults(**(evaluated or {}))
     add = p.add_argument_group("report", "all other flags default to the evaluation's").add_argument
@@ -222,7 +220,7 @@ def parse(
     args.splits = [s for s in args.split.split(",") if s]
     if not args.splits:
         raise InputError(f"--split {args.split}: give a split to draw predictions of")
-    check_args(args)
+    check_given(args)
     return args
 
 

@@ -51,21 +51,22 @@ def mismatch(
     if held["text_width"] is None:
         return InputError(f"{path} holds no text encoder (bert_model or text_encoder.*)")
     if differ and None not in [held[k] for k in differ]:
-        fit = " ".join(_option(k, held[k]) for k in differ)
+        fit = " ".join(flag(k, held[k]) for k in differ)
         return InputError(f"{path} is not of the model of these flags; it would fit: {fit}")
     found = (("missing", missing), ("unknown", extra), ("of another shape", wrong))
     reasons = [f"{len(k)} weights {what}, like {k[0]}" for what, k in found if k]
     return InputError(f"{path} does not fit this model: {'; '.join(reasons)}")
 
 
+def shape(state: State, suffix: str, axis: int) -> int | None:
+    """The length of an axis of the first weight whose name ends so."""
+    shapes = [v.shape for k, v in state.items() if k.endswith(suffix) and v.ndim > axis]
+    return shapes[0][axis] if shapes else None
+
+
 def describe(state: State) -> dict[str, Any]:
     """The flags that a state dict's names and shapes show; None for the others."""
-
-    def shape(suffix: str, axis: int) -> int | None:
-        shapes = [v.shape for k, v in state.items() if k.endswith(suffix) and v.ndim > axis]
-        return shapes[0][axis] if shapes else None
-
-    width = shape("patch_embed.proj.weight", 0)
+    width = shape(state, "patch_embed.proj.weight", 0)
     blocks = {match.groups("") for k in state if (match := BLOCK.match(k))}
     depths = [sum(i in (a, b) for a, b, _ in blocks) for i in "0123"]
     types = [
@@ -73,19 +74,20 @@ def describe(state: State) -> dict[str, Any]:
         for name, size in SWIN_SIZES.items()
         if size.embed_dim == width and list(size.depths) == depths
     ]
-    table = shape("blocks.0.attn.relative_position_bias_table", 0)
+    table = shape(state, "blocks.0.attn.relative_position_bias_table", 0)
     return {
         "model": "crossvlt" if any(k.startswith("lang_stage1.") for k in state) else "lavt",
         "swin_type": types[0] if types else None,
         "window": (int(table**0.5) + 1) // 2 if table else None,
-        "ape": shape("absolute_pos_embed", 2) or 0,
-        "text_width": shape("embeddings.word_embeddings.weight", 1),
+        "ape": shape(state, "absolute_pos_embed", 2) or 0,
+        "text_width": shape(state, "embeddings.word_embeddings.weight", 1),
         "text_layers": len({match[1] for k in state if (match := TEXT_LAYER.match(k))}),
-        "vocabulary": shape("embeddings.word_embeddings.weight", 0),
+        "vocabulary": shape(state, "embeddings.word_embeddings.weight", 0),
     }
 
 
-def _option(key: str, value: Any) -> str:
+def flag(key: str, value: Any) -> str:
+    """A flag and its value as on a command line."""
     if key == "window":
         return "--window12" if value == 12 else f"window {value} (no --window12)"
     if key == "ape":

@@ -43,11 +43,25 @@ class EvalConfig:
     eval_size: str = "model"
 
 
-class Prediction(NamedTuple):
-    """A mask at the image's original size."""
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one expression, at the image's original size.
 
-    mask: npt.NDArray[np.bool_]  # (H, W)
-    probability: npt.NDArray[np.float32]  # (H, W), of belonging to the object
+    Attributes:
+        mask: (H, W) bool.
+        probability: (H, W) float32 in [0, 1], of belonging to the object.
+        expression: as given.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    probability: npt.NDArray[np.float32]
+    expression: str = ""
+
+    @property
+    def score(self) -> float:
+        """Mean probability inside the mask; 0 if that is empty."""
+        inside = self.probability[self.mask]
+        return float(inside.mean(dtype=np.float64)) if len(inside) else 0.0
 
 
 class SamplePrediction(NamedTuple):
@@ -78,17 +92,18 @@ def decide_mask(logits: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def resize_prediction(logits: Tensor, height: int, width: int) -> Prediction:
+def resize_prediction(logits: Tensor, height: int, width: int, expression: str = "") -> Prediction:
     """Resize logits (bilinear) to the image's original size, then decide the mask there.
 
     Args:
         logits: (2, S, S) of one expression, or (K, 2, S, S) of an object's K expressions.
         height, width: of the image, pixels.
+        expression: of the prediction.
     """
     each = logits.float().reshape(-1, *logits.shape[-3:])
     full = F.interpolate(each, (height, width), mode="bilinear", align_corners=False)
     probability = full.softmax(1)[:, 1].mean(0)
-    return Prediction(decide_mask(full).cpu().numpy(), probability.cpu().numpy())
+    return Prediction(decide_mask(full).cpu().numpy(), probability.cpu().numpy(), expression)
 
 
 def expression_logits(model: nn.Module, batch: Batch, amp: str) -> list[Tensor]:
@@ -180,7 +195,5 @@ def _original_size(
         mask, ground_truth = run_lengths(prediction.mask), {"size": [height, width], "counts": runs}
         if count:
             counts.put(index, *shared_pixels(mask, ground_truth))
-        inside = prediction.probability[prediction.mask]
-        score = float(inside.mean(dtype=np.float64)) if len(inside) else 0.0
         inter, union = counts.table[index, :2].tolist()
-        yield SamplePrediction(index, inter, union, score, mask, ground_truth)
+        yield SamplePrediction(index, inter, union, prediction.score, mask, ground_truth)

@@ -12,6 +12,7 @@ MASK_MODES = ("release", "union")
 VAL_EXPRESSIONS = ("one", "all")
 
 STANDARD = "standard"
+TRAINED = ("trained_img_size", "trained_max_tokens")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Protocol:
         img_size: side of the model's square input, pixels.
         max_tokens: N_l; longer expressions are cut.
         model_tokens: the N_l that the model is published with.
+        trained_img_size, trained_max_tokens: those that the checkpoint was trained with; None if
+            that is not known. A number at others is not that of the trained model.
     """
 
     eval_mode: str = "each"
@@ -39,16 +42,25 @@ class Protocol:
     img_size: int = 480
     max_tokens: int = 20
     model_tokens: int = 20
+    trained_img_size: int | None = None
+    trained_max_tokens: int | None = None
 
     def choices(self) -> dict[str, Any]:
         """Every choice, by its flag's name."""
-        names = [name for name in self.__dataclass_fields__ if name != "model_tokens"]
+        facts = ("model_tokens", *TRAINED)
+        names = [name for name in self.__dataclass_fields__ if name not in facts]
         return {name: getattr(self, name) for name in names}
 
     def differences(self) -> dict[str, Any]:
         """The choices that are not the standard's."""
         standard = Protocol(max_tokens=self.model_tokens).choices()
-        return {name: value for name, value in self.choices().items() if value != standard[name]}
+        choices = self.choices()
+        found = {name: value for name, value in choices.items() if value != standard[name]}
+        for name in TRAINED:
+            trained = getattr(self, name)
+            if trained not in (None, choices[name.removeprefix("trained_")]):
+                found[name] = trained
+        return found
 
     @property
     def is_standard(self) -> bool:

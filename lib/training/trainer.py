@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import utils
+from bert import config_values
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import RandomExpressionSampler, build_loader, one_expression_per_reference
 from lib import checkpoint, runtime
@@ -78,6 +79,7 @@ class Trainer:
         sampler: of ``train_set``, for this rank.
         config: how to train.
         arguments: the command line's, plain values; written into checkpoints and args.json.
+        tokenizer: of :func:`bert.tokenizer_text`; a part of checkpoints, which need no other file.
         info: this process.
         signals: that may ask the run to stop.
     """
@@ -92,12 +94,14 @@ class Trainer:
         sampler: RandomExpressionSampler,
         config: TrainConfig,
         arguments: dict[str, Any],
+        tokenizer: str,
         info: DistInfo,
         signals: StopSignals,
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.train_set, self.val_set, self.sampler = train_set, val_set, sampler
         self.config, self.arguments, self.info, self.signals = config, arguments, info, signals
+        self.bert = {"config": config_values(model.text_config), "tokenizer": tokenizer}
         self.scaler = torch.amp.GradScaler(info.device.type, enabled=config.amp == "fp16")
         self.steps = len(sampler) // config.accumulate
         self.loader = build_loader(train_set, sampler, config.workers, config.pin_mem)
@@ -267,6 +271,7 @@ class Trainer:
             "epoch": self.epoch - 1,
             "best_oIoU": self.best_oIoU,
             "args": self.arguments,
+            "bert": self.bert,
             "progress": progress,
             **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
         }

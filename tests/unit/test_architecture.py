@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("refer",),
     ("lib.runtime", "lib.checkpoint"),
+    ("lib.evaluation.protocol",),
     (*NETWORK, "lib.cpu"),
     ("bert",),
     ("utils", "lib.weights"),

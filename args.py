@@ -6,7 +6,7 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,7 +137,7 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     Args:
         description: of the script.
         trained: it uses a trained model: those :data:`FROM_CHECKPOINT` that are not given are
-            missing in what is parsed, until :func:`complete` adds them.
+            missing in what is parsed, until :mod:`tools.trained` adds them.
     """
     p = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = p.add_argument_group("model").add_argument
@@ -387,11 +387,11 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not args.resume:
         raise InputError("--resume is missing: give the checkpoint to evaluate")
     check_given(args)
-    _check_names(args)
+    check_names(args)
     return args
 
 
-def _check_names(args: argparse.Namespace) -> None:
+def check_names(args: argparse.Namespace) -> None:
     """Raise an error for impossible names of the outputs of test.py."""
     if Path(args.results or "").suffix in TABLE_ENDINGS:
         raise InputError(f"--results {args.results}: name a .json file; the tables go beside it")
@@ -399,65 +399,6 @@ def _check_names(args: argparse.Namespace) -> None:
         raise InputError(
             f"--predictions {args.predictions}: that is the file of --results; name another one"
         )
-
-
-def name_outputs(args: argparse.Namespace) -> None:
-    """Name the files of results and predictions of test.py; each protocol has its own."""
-    differences = protocol_of(args).differences()
-    differences.pop("img_size", None)  # usually follows from the checkpoint
-    name = "_".join(
-        [args.dataset, args.splitBy, *args.splits, *(f"{k}-{v}" for k, v in differences.items())]
-    )
-    folder = Path("models") / args.model_id
-    args.results = args.results or str(folder / f"results_{name}.json")
-    if args.predictions == "":
-        args.predictions = str(Path(args.results).parent / f"predictions_{name}.jsonl")
-    _check_names(args)
-
-
-def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments of demo_inference.py, to be completed by the checkpoint.
-
-    Raises:
-        InputError: naming the flag and what it takes.
-    """
-    p = common_parser("Segment the objects that expressions refer to, in images.", trained=True)
-    p.prog = "demo_inference.py"
-    add = p.add_argument_group("images and expressions").add_argument
-    add("--image", default="", help="an image, or a folder of images")
-    add("--sentence", nargs="+", default=[], help="one or more expressions, for every image")
-    add(
-        "--list",
-        default="",
-        metavar="JSON",
-        help='instead of both: [{"image": PATH, "sentence": TEXT or [TEXT, ...]}, ...], '
-        "paths relative to the file",
-    )
-    add("--output", default="./demo/", help="an image file for one overlay, otherwise a folder")
-    add("--caption", action="store_true", help="write the expression below the overlay")
-    add("--mask", action="store_true", help="also X.mask.png, 8 bits: 0 or 255")
-    add("--rle", action="store_true", help="also X.rle.json, COCO's compressed RLE")
-    add("--prob", action="store_true", help="also X.prob.png, 16 bits: probability x 65535")
-    add(
-        "--attention",
-        action="store_true",
-        help="also X.attention.png: each pixel's attention to each word, at every stage",
-    )
-    args = p.parse_args(argv)
-    example = (
-        'python demo_inference.py --image photo.jpg --sentence "the dog on the left" '
-        "--resume ./checkpoints/refcoco.pth --output ./demo/"
-    )
-    if args.list and (args.image or args.sentence):
-        raise InputError("--list names images and expressions: remove --image and --sentence")
-    if not args.list and not args.image:
-        raise InputError(f"--image is missing: give an image or a folder, like {example}")
-    if not args.list and not args.sentence:
-        raise InputError(f"--sentence is missing: give an expression, like {example}")
-    if not args.resume:
-        raise InputError(f"--resume is missing: give the trained checkpoint, like {example}")
-    check_given(args)
-    return args
 
 
 # ---- checks ----
@@ -477,33 +418,6 @@ def check_args(args: argparse.Namespace) -> None:
     args.window = 12 if args.window12 else 7
     variant(args)  # raises an error for flags that exclude each other
     check_given(args)
-
-
-def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The given flags as :func:`lib.checkpoint.rebuild.open_trained` takes them."""
-    names = {*OF_MODEL, *OF_BERT, "max_tokens"} - {"window12"}
-    flags = {name: value for name, value in vars(args).items() if name in names}
-    return flags | ({"window": 12} if getattr(args, "window12", False) else {})
-
-
-def complete(
-    args: argparse.Namespace, settings: Mapping[str, Any], recorded: Collection[str]
-) -> None:
-    """Fill in the flags that were not given: the checkpoint's values, else the published defaults.
-
-    Args:
-        args: of :func:`parse_test` or :func:`parse_demo`.
-        settings, recorded: of :class:`lib.checkpoint.rebuild.Trained`.
-    """
-    usual = common_parser("")
-    for name in FROM_CHECKPOINT:
-        if name not in OF_BERT and not hasattr(args, name):
-            setattr(args, name, settings.get(name, usual.get_default(name)))
-    args.window12 = settings["window"] == 12
-    for name in ("img_size", "max_tokens"):
-        setattr(args, f"trained_{name}", settings[name] if name in recorded else None)
-    check_args(args)
-    args.window = settings["window"]
 
 
 def check_given(args: argparse.Namespace) -> None:
@@ -555,28 +469,14 @@ def compare_args(before: Mapping[str, Any], now: argparse.Namespace) -> list[str
         f"--{name} {getattr(now, name)} is not used when resuming: "
         f"the checkpoint's {before[name]} is"
         if name in IN_OPTIMIZER_STATE
-        else _differs(name, before, now)
+        else differs(name, before, now)
         for name in sorted(names)
         if before[name] != getattr(now, name)
     ]
 
 
-def compare_use(
-    before: Mapping[str, Any], now: argparse.Namespace, names: Sequence[str] = OF_INPUT
-) -> list[str]:
-    """A line for each of some flags that differs between a checkpoint and its use.
-
-    Other values than in training change its predictions, or what they are compared with.
-
-    Args:
-        before, now: of :func:`compare_args`.
-        names: of the flags.
-    """
-    known = [name for name in names if before.get(name) is not None]
-    return [_differs(name, before, now) for name in known if before[name] != getattr(now, name)]
-
-
-def _differs(name: str, before: Mapping[str, Any], now: argparse.Namespace) -> str:
+def differs(name: str, before: Mapping[str, Any], now: argparse.Namespace) -> str:
+    """The line for a flag that is not as in training; arguments of :func:`compare_args`."""
     return f"--{name} {getattr(now, name)}: the checkpoint was trained with {before[name]}"
 
 

@@ -21,14 +21,13 @@ import numpy as np
 from PIL import Image
 
 import utils
-from args import parse_demo
 from lib.attention import fusions
 from lib.errors import InputError
 from lib.evaluation.evaluator import Prediction
 from lib.predictor import Predictor, open_upright
 from lib.visualize import overlay, printable, write_image
 from refer.masks import run_lengths
-from tools.demo_jobs import Job, plan, read_requests, side_files
+from tools.demo_jobs import Job, parse_demo, plan, read_requests, side_files
 from tools.trained import open_model
 from utils import log
 

@@ -13,7 +13,6 @@ from args import (
     OF_DATA,
     OF_INPUT,
     dataset_options,
-    name_outputs,
     parse_test,
     protocol_of,
     refer_options,
@@ -27,7 +26,7 @@ from lib.evaluation.protocol import warning
 from lib.evaluation.results import tabulate, write_results
 from lib.evaluation.summary import Summary, evaluate_split
 from refer.refer import REFER
-from tools.trained import open_model
+from tools.trained import name_outputs, open_model
 from utils import log
 
 

@@ -113,6 +113,17 @@ def whole_words(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
     return words
 
 
+def join_pieces(pieces: Sequence[str], maps: Sequence[Map]) -> tuple[list[str], list[Map]]:
+    """Words and their maps.
+
+    Args:
+        pieces: of :func:`whole_words`.
+        maps: (pieces, H_i, W_i) of each stage; those of a word's pieces are added.
+    """
+    words = whole_words(pieces)
+    return [w for w, _ in words], [np.stack([m[at].sum(0) for _, at in words]) for m in maps]
+
+
 def attention_figure(
     image: Image.Image,
     prediction: Image.Image,
@@ -126,7 +137,7 @@ def attention_figure(
         image: RGB.
         prediction: the image with the mask drawn over it.
         words: N of them.
-        maps: (N, H_i, W_i) of each stage, of :func:`word_attention`; resized bilinearly.
+        maps: (N, H_i, W_i) of each stage; resized bilinearly.
         expression: the figure's title.
 
     Returns:

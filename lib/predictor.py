@@ -18,7 +18,7 @@ from bert import encode
 from bert.tokenizer import Tokenizer
 from data.loaders import Batch, prepare_batch
 from data.transforms import as_tensor, resize_image
-from lib.attention import attention_figure, whole_words, word_attention
+from lib.attention import attention_figure, join_pieces, word_attention
 from lib.checkpoint.rebuild import open_trained
 from lib.errors import InputError
 from lib.evaluation.evaluator import Prediction, expression_logits, resize_prediction
@@ -207,14 +207,8 @@ class Predictor:
         batch = self._batch([self.open(image)], [expression])
         maps = word_attention(self.model, **batch)
         real = int(batch["attention_mask"].sum())
-        words = whole_words(
-            self.tokenizer.convert_ids_to_tokens(batch["input_ids"][0, :real].tolist())
-        )
-        of_words = [
-            np.stack([stage[at].sum(0) for _, at in words])
-            for stage in (m[0].float().cpu().numpy() for m in maps)
-        ]
-        return Attention([word for word, _ in words], of_words)
+        pieces = self.tokenizer.convert_ids_to_tokens(batch["input_ids"][0, :real].tolist())
+        return Attention(*join_pieces(pieces, [m[0].float().cpu().numpy() for m in maps]))
 
     def draw_attention(
         self, image: ImageLike, expression: str, prediction: Prediction

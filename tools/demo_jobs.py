@@ -1,4 +1,4 @@
-"""What demo_inference.py is asked to do: images, expressions, and the files to write."""
+"""What demo_inference.py is asked to do: flags, images, expressions, and the files to write."""
 
 from __future__ import annotations
 
@@ -13,11 +13,57 @@ from typing import Any
 
 from PIL import Image
 
+from args import check_given, common_parser
 from lib.errors import InputError
 from lib.visualize import WRITABLE, printable
 
 READABLE = (*WRITABLE, ".gif", ".ppm", ".avif", ".jp2", ".heic", ".heif")
 MAX_LIST = 64 << 20  # bytes of --list
+
+
+def parse_demo(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of demo_inference.py, to be completed by the checkpoint.
+
+    Raises:
+        InputError: naming the flag and what it takes.
+    """
+    p = common_parser("Segment the objects that expressions refer to, in images.", trained=True)
+    p.prog = "demo_inference.py"
+    add = p.add_argument_group("images and expressions").add_argument
+    add("--image", default="", help="an image, or a folder of images")
+    add("--sentence", nargs="+", default=[], help="one or more expressions, for every image")
+    add(
+        "--list",
+        default="",
+        metavar="JSON",
+        help='instead of both: [{"image": PATH, "sentence": TEXT or [TEXT, ...]}, ...], '
+        "paths relative to the file",
+    )
+    add("--output", default="./demo/", help="an image file for one overlay, otherwise a folder")
+    add("--caption", action="store_true", help="write the expression below the overlay")
+    add("--mask", action="store_true", help="also X.mask.png, 8 bits: 0 or 255")
+    add("--rle", action="store_true", help="also X.rle.json, COCO's compressed RLE")
+    add("--prob", action="store_true", help="also X.prob.png, 16 bits: probability x 65535")
+    add(
+        "--attention",
+        action="store_true",
+        help="also X.attention.png: each pixel's attention to each word, at every stage",
+    )
+    args = p.parse_args(argv)
+    example = (
+        'python demo_inference.py --image photo.jpg --sentence "the dog on the left" '
+        "--resume ./checkpoints/refcoco.pth --output ./demo/"
+    )
+    if args.list and (args.image or args.sentence):
+        raise InputError("--list names images and expressions: remove --image and --sentence")
+    if not args.list and not args.image:
+        raise InputError(f"--image is missing: give an image or a folder, like {example}")
+    if not args.list and not args.sentence:
+        raise InputError(f"--sentence is missing: give an expression, like {example}")
+    if not args.resume:
+        raise InputError(f"--resume is missing: give the trained checkpoint, like {example}")
+    check_given(args)
+    return args
 
 
 @dataclass(frozen=True)

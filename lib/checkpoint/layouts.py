@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lib.errors import InputError
 from lib.model import Segmenter, State
-from lib.segmentation import build_model
 from lib.variants import trained_with
-from lib.weights import is_state, levels, read_checkpoint, unwrap
+from lib.weights import is_state, levels, unwrap
 
 TEXT = "text_encoder."
 TRAINING_STATE = ("optimizer", "lr_scheduler", "epoch")  # in addition to the weights
@@ -99,22 +98,6 @@ def recorded_args(content: Mapping[str, Any]) -> dict[str, Any]:
     args = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
     # An untrusted file may hold anything, like tensors, which == does not simply compare.
     return {k: v for k, v in args.items() if v is None or isinstance(v, str | int | float)}
-
-
-def load_trained(name: str, path: str | os.PathLike[str], **options: Any) -> Segmenter:
-    """A model in eval mode with the weights of a checkpoint.
-
-    Args:
-        name, options: of :func:`lib.segmentation.build_model`.
-        path: of the checkpoint.
-
-    Raises:
-        InputError: the checkpoint cannot be read, or is of another model.
-    """
-    content = read_checkpoint(path)
-    model = build_model(name, **options)
-    load_model(model, content, path)
-    return model.eval()
 
 
 def load_training(

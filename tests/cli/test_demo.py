@@ -196,10 +196,9 @@ def test_expressions_of_a_batch_do_not_mix() -> None:
     expressions = ["red", "the blue one on the left", "", "?!"]
     predictor = Predictor(model, tokenizer, SIZE, batch_size=3)
     together = predictor.logits(image, expressions)
-    assert sizes == [3, 1]
+    assert sizes == [1, 1, 1, 1]  # on a CPU, so that bits do not depend on the others
     for expression, logits in zip(expressions, together, strict=True):
-        alone = predictor.logits(image, [expression])[0]
-        assert torch.allclose(alone, logits, atol=1e-4)
+        assert torch.equal(predictor.logits(image, expression)[0], logits)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path, image_file: Path, weights: Path) -> None:
@@ -341,7 +340,7 @@ def test_bad_list(tmp_path: Path, weights: Path, text: str) -> None:
         ("--image EMPTY --sentence a", "no image in the folder"),
         ("--image TEXT --sentence a", "is not an image"),
         ("--image P --sentence a --resume nowhere.pth", "no checkpoint at nowhere.pth"),
-        ("--image P --sentence a --swin_type tiny", "it would fit: --swin_type micro"),
+        ("--image P --sentence a --swin_type tiny", "--swin_type tiny contradicts "),
         ("--image P --sentence a b --output one.png", "one file for 2 overlays"),
         ("--image P --sentence a --output one.gif", "overlays are written as .png"),
         ("--image P --sentence a --output TEXT", "cannot be made"),

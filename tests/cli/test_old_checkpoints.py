@@ -12,15 +12,14 @@ import torch
 
 import test as test_script
 import train as train_script
-from args import dataset_options, model_options, parse_test, refer_options
-from bert import load_tokenizer
+from args import dataset_options, parse_test, refer_options
 from data.dataset_refer_bert import ReferDataset
 from data.transforms import normalize
-from lib import checkpoint
 from lib.swin import SWIN_SIZES, SwinSize
 from refer import REFER
 from tests.refer_files import CC0_ROOT, FIXTURES, TINY_BERT
 from tests.scripts import jsonl
+from tools.trained import open_model
 
 CHECKPOINTS = FIXTURES / "checkpoints"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((CHECKPOINTS / "expected.json").read_text())
@@ -61,9 +60,9 @@ def test_tests_with_the_same_numbers(model: str) -> None:
             assert row[name] == pytest.approx(expected[name], abs=0.1)
 
     args = parse_test([*argv[:-1], "val"])
-    network = checkpoint.load_trained(args.model, args.resume, **model_options(args))
-    tokenizer = load_tokenizer(args.bert_tokenizer)
-    data = ReferDataset(REFER(**refer_options(args)), "val", tokenizer, **dataset_options(args))
+    trained = open_model(args, torch.device("cpu"))
+    network, refer = trained.model, REFER(**refer_options(args))
+    data = ReferDataset(refer, "val", trained.tokenizer, **dataset_options(args))
     with torch.no_grad():
         logits = [
             network(

@@ -17,6 +17,7 @@ from lib.attention import (
     attention_figure,
     colors,
     fusions,
+    join_pieces,
     whole_words,
     word_attention,
 )
@@ -148,7 +149,8 @@ def test_colours_grow_brighter() -> None:
 def figure(size: tuple[int, int], pieces: list[str], maps: list[np.ndarray]) -> Image.Image:
     image_file = Image.new("RGB", size, (10, 200, 10))
     prediction = Image.new("RGB", size, (250, 10, 10))
-    return attention_figure(image_file, prediction, pieces, maps, "a sentence")
+    words, joined = join_pieces(pieces, maps)
+    return attention_figure(image_file, prediction, words, joined, "a sentence")
 
 
 def shows(img: Image.Image, color: tuple[float, ...]) -> int:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from args import (
+    OF_MODEL,
     RECIPES,
     expand_recipes,
     list_recipes,
-    model_options,
-    parse_demo,
     parse_test,
     parse_train,
     protocol_of,
 )
 from lib.errors import InputError
 from lib.segmentation import MODELS
+from tools.demo_jobs import parse_demo
+from tools.trained import complete
 
 W12 = "swin_base_patch4_window12_384_22k.pth"
 UNC, ALL = "unc", "val,testA,testB"
@@ -40,6 +42,14 @@ PUBLISHED = {
 
 def path_of(name: str) -> str:
     return f"@recipes/{name}.args"
+
+
+def parse_completely(recipe: str) -> Namespace:
+    """Arguments of test.py with the published defaults, as of a file that records nothing."""
+    args = parse_test([recipe])
+    settings = vars(parse_train([recipe]))
+    complete(args, {name: settings[name] for name in ("window", "max_tokens")}, {})
+    return args
 
 
 def test_every_published_run_has_a_recipe() -> None:
@@ -71,10 +81,11 @@ def test_a_recipe_is_the_published_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_same_recipe_tests_what_it_trained(name: str) -> None:
-    trained, tested = parse_train([path_of(name)]), parse_test([path_of(name)])
+    trained, tested = parse_train([path_of(name)]), parse_completely(path_of(name))
     assert tested.splits == PUBLISHED[name][-1].split(",")
     assert tested.resume == f"./checkpoints/model_best_{trained.model_id}.pth"
-    assert model_options(tested) == model_options(trained) | {"drop_path": 0.0}
+    flags = (*OF_MODEL, "window")
+    assert [getattr(tested, f) for f in flags] == [getattr(trained, f) for f in flags]
     for option in ("dataset", "splitBy", "img_size", "model_id", "max_tokens"):
         assert getattr(tested, option) == getattr(trained, option)
 
@@ -83,14 +94,14 @@ def test_only_the_reproduction_is_tested_on_joined_expressions() -> None:
     joined = [n for n in PUBLISHED if parse_test([path_of(n)]).eval_mode != "each"]
     assert joined == ["refcoco_lavt_448_cat"]
     assert parse_test([path_of(*joined)]).eval_mode == "cat"
-    standard = [n for n in PUBLISHED if protocol_of(parse_test([path_of(n)])).is_standard]
+    standard = [n for n in PUBLISHED if protocol_of(parse_completely(path_of(n))).is_standard]
     assert set(standard) == set(PUBLISHED) - set(joined)
 
 
 def test_the_demo_takes_a_recipe_too() -> None:
     line = ["--image", "a.jpg", "--sentence", "@me", "@b.c", "--resume", "a.pth"]
     args = parse_demo([path_of("refcoco_lavt"), *line])
-    assert (args.window, args.resume) == (12, "a.pth")
+    assert (args.window12, args.resume) == (True, "a.pth")
     assert args.sentence == ["@me", "@b.c"]  # no recipes
 
 

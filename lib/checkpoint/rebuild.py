@@ -302,7 +302,8 @@ def _summary(
     line = f"{path}: {', '.join(shown)}"
     if "dataset" in known:
         line += f"; trained on {settings['dataset']} ({settings.get('splitBy', '?')})"
-    assumed = [f"{n} {settings[n]}" for n in names if n not in known and n not in CHOICES]
+    of_no_matter = {"fusion_drop", *CHOICES}  # for training alone; published, or names would tell
+    assumed = [f"{n} {settings[n]}" for n in names if not (n in known or n in of_no_matter)]
     if not bert_known:
         assumed.append(f"BERT's heads {config.num_attention_heads}")
     return line + (f"; not in the file: {', '.join(assumed)}" if assumed else "")

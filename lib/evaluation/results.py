@@ -68,11 +68,12 @@ def write_results(
     Raises:
         InputError: a file cannot be written.
     """
-    resume = arguments["resume"]
+    resume = Path(arguments["resume"])
+    weights = resume / "model.safetensors" if resume.is_dir() else resume
     content = {
         "splits": {split: summary.as_dict() for split, summary in summaries.items()},
         "protocol": protocol.as_dict(),
-        "checkpoint": {"path": str(resume), "sha256": checkpoint.file_hash(resume)},
+        "checkpoint": {"path": str(resume), "sha256": checkpoint.file_hash(weights)},
         "args": arguments,
         "seed": arguments["seed"],
         "environment": utils.environment() | {"device": device},

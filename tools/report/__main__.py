@@ -1,6 +1,7 @@
 """Turn a file of predictions into one HTML page that explains them.
 
     python -m tools.report models/ID/predictions.jsonl --refer_data_root ROOT --dataset refcoco
+    python -m tools.report --resume CHECKPOINT --split val --refer_data_root ROOT
 
 Metrics as test.py prints them, charts of what is hard, and a gallery of images with true and
 predicted masks to filter and sort. The page needs no network and no other file: send it to someone.
@@ -13,6 +14,8 @@ import base64
 import hashlib
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -372,11 +375,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "python -m tools.report", description="Explain predictions in one self-contained HTML page."
     )
     p.add_argument(
-        "records", nargs="+", help="what test.py --predictions wrote; several are joined"
+        "records", nargs="*", help="what test.py --predictions wrote; several are joined"
     )
+    p.add_argument("--resume", default="", help="instead: evaluate this checkpoint first")
+    p.add_argument("--split", default="", help="with --resume: a split, or several: val,testA")
     p.add_argument("--compare", default="", metavar="FILE", help="other predictions, same samples")
     p.add_argument("--refer_data_root", default="./refer/data/", help="finds the images")
-    p.add_argument("--dataset", default="refcoco", help="its images are meant: refclef, or COCO's")
+    p.add_argument(
+        "--dataset", default="", help="whose images are meant (refcoco; --resume: the checkpoint's)"
+    )
     p.add_argument("--image_root", default="", help="or the folder of the images itself")
     p.add_argument("--output", type=Path, default=Path("report.html"))
     p.add_argument("--max_samples", type=int, default=0, help="in the gallery; 0 (default): all")
@@ -391,6 +398,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="longer side (default: 320 pixels)",
     )
     args = p.parse_args(argv)
+    if bool(args.records) == bool(args.resume):
+        raise InputError("give files of test.py --predictions, or a checkpoint by --resume")
+    if args.split and not args.resume:
+        raise InputError("--split is for --resume: a file of predictions has its splits")
     if args.max_samples < 0:
         raise InputError(f"--max_samples {args.max_samples}: give a number, or 0 for all")
     if args.max_pixels < 1:
@@ -400,10 +411,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    """Run test.py on the checkpoint; its predictions and results go beside the page.
+
+    Ends with its exit code if it fails, after its error.
+    """
+    results = args.output.with_suffix(".json")
+    args.records = [str(args.output.with_suffix(".jsonl"))]
+    options = {"resume": args.resume, "split": args.split, "dataset": args.dataset}
+    options |= {"refer_data_root": args.refer_data_root, "image_root": args.image_root}
+    options |= {"max_pixels": str(args.max_pixels), "predictions": args.records[0]}
+    options |= {"results": str(results)}
+    flags = [word for name, value in options.items() if value for word in (f"--{name}", value)]
+    if code := subprocess.run(
+        [sys.executable, str(HERE.parents[1] / "test.py"), *flags]
+    ).returncode:
+        sys.exit(code)
+    args.dataset = json.loads(results.read_text(encoding="utf-8"))["args"]["dataset"]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Report as the command line says."""
     args = parse(argv)
-    folder = image_folder(Path(args.refer_data_root), args.dataset, args.image_root)
+    if args.resume:
+        evaluate(args)
+    folder = image_folder(Path(args.refer_data_root), args.dataset or "refcoco", args.image_root)
     samples = read_all(args.records)
     comparison = compare(samples, args.compare) if args.compare else None
     chosen = spread(len(samples), args.max_samples)

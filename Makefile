@@ -10,6 +10,7 @@ QS_MODEL := --model lavt_one --swin_type micro --img_size 112 --ape 28 \
 	--refer_data_root $(QS)/data --ck_bert $(QS)/data/bert --bert_tokenizer $(QS)/data/bert
 QS_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_path 0 \
 	--batch-size 16 --epochs 4 --workers 1 --amp auto --print-freq 25
+QS_BEST := $(QS)/checkpoints/model_best_quickstart.pth
 
 .PHONY: help quickstart shapes test test-cpu test-gpu parity bench lint clean
 
@@ -32,14 +33,14 @@ $(QS)/data/refshapes.json: .venv/.ready
 
 quickstart: .venv/.ready $(QS)/data/refshapes.json  ## train, evaluate and draw, 15 minutes on 2 cores
 	$(RUN) train.py $(QS_MODEL) $(QS_TRAIN) --model_id quickstart --output-dir $(QS)/checkpoints
-	$(RUN) test.py $(QS_MODEL) --resume $(QS)/checkpoints/model_best_quickstart.pth \
+	$(RUN) test.py --resume $(QS_BEST) --refer_data_root $(QS)/data \
 		--split val,testA,testB --control --batch-size 32 --workers 1 --results $(QS)/results.json
-	$(RUN) demo_inference.py $(QS_MODEL) --resume $(QS)/checkpoints/model_best_quickstart.pth \
-		--list $(QS)/data/demo.json --caption --output $(QS)/demo
+	$(RUN) demo_inference.py --resume $(QS_BEST) --list $(QS)/data/demo.json --caption \
+		--output $(QS)/demo
 	$(RUN) -m tools.curves models/quickstart --output $(QS)/curves.png
-	$(RUN) -m tools.quickstart_report $(QS_MODEL) --results $(QS)/results.json \
-		--resume $(QS)/checkpoints/model_best_quickstart.pth --output $(QS) \
-		--images $(QS)/curves.png $(QS)/demo
+	$(RUN) -m tools.quickstart_report --results $(QS)/results.json --resume $(QS_BEST) \
+		--output $(QS) --images $(QS)/curves.png $(QS)/demo
+	@echo "a page to try it with your own images and expressions: make page RESUME=$(QS_BEST)"
 
 # ---- the hard level, for a GPU: tiny Swin, images of 4 to 8 objects, all kinds of expressions ----
 SH := shapes
@@ -54,10 +55,10 @@ $(SH)/data/refshapes.json: .venv/.ready
 
 shapes: .venv/.ready $(SH)/data/refshapes.json  ## the hard level: for a GPU, 30 minutes
 	$(RUN) train.py $(SH_MODEL) $(SH_TRAIN) --model_id shapes --output-dir $(SH)/checkpoints
-	$(RUN) test.py $(SH_MODEL) --resume $(SH)/checkpoints/model_best_shapes.pth \
+	$(RUN) test.py --resume $(SH)/checkpoints/model_best_shapes.pth --refer_data_root $(SH)/data \
 		--split val,testA,testB --control --batch-size 64 --workers 8 --results $(SH)/results.json
 	$(RUN) -m tools.curves models/shapes --output $(SH)/curves.png
-	$(RUN) -m tools.quickstart_report $(SH_MODEL) --results $(SH)/results.json \
+	$(RUN) -m tools.quickstart_report --results $(SH)/results.json \
 		--resume $(SH)/checkpoints/model_best_shapes.pth --output $(SH) --images $(SH)/curves.png
 
 test: .venv/.ready-dev  ## lint, types and all tests

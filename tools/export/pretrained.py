@@ -117,5 +117,5 @@ def metrics_table(path: Path, resume: Path) -> str:
 def _row(split: str, row: dict[str, Any]) -> str:
     values = {f"P@{k}": v for k, v in row["precision"].items()}
     values |= {"oIoU": row["oIoU"], "mIoU": row["mIoU"]}
-    cells = ["–" if values[c] is None else f"{values[c]:.2f}" for c in COLUMNS]
+    cells = ["-" if values[c] is None else f"{values[c]:.2f}" for c in COLUMNS]
     return f"| {split} | {' | '.join(cells)} | {row['samples']} |"

@@ -73,9 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         predictor = Predictor.from_checkpoint(args.resume, args.device, args.amp)
     else:
-        predictor = Predictor.from_pretrained(
-            args.pretrained, device=args.device, amp=args.amp
-        )
+        predictor = Predictor.from_pretrained(args.pretrained, device=args.device, amp=args.amp)
     with tempfile.TemporaryDirectory(prefix="page-") as name:
         folder = Path(name).resolve()
         examples = choose_examples(

@@ -155,7 +155,7 @@ def draw_masks(result: Result, threshold: float) -> Shown:
         small = Image.fromarray(mask).resize(result.shown.size, Image.Resampling.NEAREST)
         part = math.ceil(1000 * mask.mean()) / 10  # not 0.0 % of a small object
         what = f"score {result.scores[i]:.2f} · {part:.1f} % of the image"
-        caption = f"{result.expressions[i]} · {what if mask.any() else 'nothing found'}"
+        caption = f"{result.expressions[i]}\n{what if mask.any() else 'nothing found'}"
         shown.append((overlay(result.shown, np.asarray(small)), caption))
     return shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,13 +32,16 @@ STYLE = """
 .gradio-container {max-width: 1240px !important}
 #notes p {margin: 0 0 .4em; padding: .5em .8em; border-left: 3px solid #e90080;
   background: var(--background-fill-secondary); overflow-wrap: anywhere}
-.caption-label, .thumbnail-item .caption-label {white-space: normal !important}
+.gallery-item .caption-label {left: 0; right: 0; max-width: none; white-space: pre-line; border: 0;
+  text-align: left; max-height: 5.2em; overflow: hidden}
+.gallery-item img {height: calc(100% - 5.2em) !important}
+.grid-wrap {max-height: none !important; overflow: visible !important}
+@media (max-width: 640px) {.grid-container {grid-template-columns: 1fr !important}}
 """
 # All that the page asks the server for. Gradio can do more, such as fetching other addresses.
 ASKED = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static|svelte)/.+|"
-    r"/gradio_api/(upload|upload_progress|queue/join|queue/data|heartbeat/\w+|"
-    r"startup-events|cancel|reset|theme\.css)"
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json)|/(assets|static)/.+|"
+    r"/gradio_api/(upload|upload_progress|queue/join|queue/data|heartbeat/\w+|startup-events|cancel)"
 )
 
 
@@ -82,7 +86,10 @@ def build(
     processing_utils.async_ssrf_protected_download = _fetch_nothing
 
     def segment(
-        file: str | None, text: str, threshold: float, progress: gr.Progress = gr.Progress()
+        file: str | None,
+        text: str,
+        threshold: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio finds it there
     ) -> list[Any]:
         def bar(expressions: Sequence[str]) -> Any:
             return progress.tqdm(expressions, desc="expressions")
@@ -101,17 +108,17 @@ def build(
         shown, written = answers.draw_masks(result, threshold), answers.notes(result, threshold)
         return [shown, None, _notes(written)]
 
-    def write(result: Result | None, threshold: float) -> tuple[list[str] | None, str]:
+    def write(result: Result | None, threshold: float) -> tuple[Any, Any]:
         if result is None:
             return None, _notes(["No masks yet: press Segment first."])
         to = Path(tempfile.mkdtemp(dir=folder))
-        return list(map(str, answers.write_files(result, threshold, to))), _notes([])
+        return list(map(str, answers.write_files(result, threshold, to))), gr.skip()
 
-    def attend(result: Result | None, index: int | None) -> tuple[Any, str]:
+    def attend(result: Result | None, index: int | None) -> tuple[Any, Any]:
         if result is None or index is None:
             return None, _notes(["No masks yet: press Segment first."])
         try:
-            return answers.draw_attention(predictor, result, index, max_pixels), _notes([])
+            return answers.draw_attention(predictor, result, index, max_pixels), gr.skip()
         except InputError as e:
             return None, _notes([str(e)])
 
@@ -122,7 +129,7 @@ def build(
         gr.Markdown("# Referring segmentation\nAn image and expressions in, masks out.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                image = _image_input()
+                image = _image_input(folder)
                 text = gr.Textbox(
                     label="Expressions",
                     info="One a line. Shift+Enter segments.",
@@ -134,7 +141,6 @@ def build(
                 )
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
                 notes = gr.HTML(elem_id="notes")
-                samples = _examples(examples, [image, text]) if examples else None
             with gr.Column(scale=3, min_width=320):
                 threshold = gr.Slider(
                     0.01,
@@ -159,8 +165,12 @@ def build(
                         elem_id="attention",
                     )
                 with gr.Tab("Files"):
-                    make = gr.Button("Write masks as PNG and COCO RLE", elem_id="write-files")
-                    files = gr.File(label="At the threshold, in the image's size", elem_id="files")
+                    gr.Markdown(
+                        "Masks at the threshold, in the image's own size: PNG and COCO RLE."
+                    )
+                    make = gr.Button("Write files", elem_id="write-files")
+                    files = gr.File(label="Files", interactive=False, elem_id="files")
+        samples = _examples(examples, [image, text]) if examples else None
         # The model runs for one visitor at a time; redrawing does not wait for it.
         on_model: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
         other: dict[str, Any] = {"concurrency_limit": 4, "api_visibility": "private"}
@@ -181,18 +191,24 @@ def build(
     return page
 
 
-def _image_input() -> gr.Image:
+def _image_input(folder: Path) -> gr.Image:
     """The upload; as a path, so that images are opened and limited as everywhere else."""
+
+    def path_of(payload: Any) -> str | None:
+        path = payload and payload.path
+        if path and not Path(path).resolve().is_relative_to(folder):  # Gradio checks it, too
+            raise gr.Error("this file was not uploaded", print_exception=False)
+        return path
+
     image = gr.Image(
         label="Image",
         sources=["upload", "clipboard"],
         type="filepath",
-        height=300,
+        height=260,
         buttons=[],
         elem_id="image",
     )
-    # Gradio's own would open the file with any of PIL's formats.
-    image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+    image.preprocess = path_of  # type: ignore[method-assign]  its own opens any of PIL's formats
     return image
 
 
@@ -200,7 +216,7 @@ def _gallery(name: str) -> gr.Gallery:
     return gr.Gallery(
         show_label=False,
         columns=2,
-        height=560,
+        height="auto",
         object_fit="contain",
         interactive=False,
         buttons=["download", "fullscreen"],
@@ -214,6 +230,7 @@ def _examples(examples: Sequence[Example], inputs: list[Any]) -> Any:
         [[str(path), "\n".join(lines)] for path, lines in examples],
         inputs,
         cache_examples=False,
+        visible_columns=[0],
         api_visibility="private",
     ).load_input_event
 
@@ -251,6 +268,7 @@ def serve(page: gr.Blocks, folder: Path, host: str, port: int) -> None:
         css=STYLE,
         app_kwargs={"middleware": [Middleware(Gate, folder=folder)]},
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the files are deleted
     print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
     try:
         while True:

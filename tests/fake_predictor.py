@@ -27,10 +27,12 @@ class FakePredictor:
     def __init__(self, attention: bool = True, wait: float = 0.0) -> None:
         self.attention, self.wait = attention, wait
         self.calls: list[str] = []
+        self.tokenizer = None
 
     def predict(self, image: Image.Image, expressions: list[str]) -> list[Any]:
         """Probability 0.9 at the colour, 0.3 in a box around it, 0.1 elsewhere."""
         time.sleep(self.wait)
+        print("asked for", *expressions, flush=True)
         self.calls += expressions
         return [self._one(np.asarray(image).astype(int), e) for e in expressions]
 
@@ -59,3 +61,20 @@ class FakePredictor:
     def is_cut(self, expression: str) -> bool:
         """Words count as tokens."""
         return len(expression.split()) > self.max_tokens
+
+
+def main() -> None:
+    """Run ``python -m tools.web`` with this model; it prints what it is asked for."""
+    import utils
+    from lib.predictor import Predictor
+    from tools.web.__main__ import main as web
+
+    def load(path: str, *_: object) -> FakePredictor:
+        return FakePredictor(attention=path != "no-attention", wait=0.3)
+
+    Predictor.from_checkpoint = load  # type: ignore[method-assign,assignment]
+    utils.run_script(web)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ QS_MODEL := --model lavt_one --swin_type micro --img_size 112 --ape 28 \
 QS_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_path 0 \
 	--batch-size 16 --epochs 4 --workers 1 --amp auto --print-freq 25
 
-.PHONY: help quickstart shapes test test-cpu test-gpu parity bench lint clean
+.PHONY: help quickstart shapes test page test test-cpu test-gpu parity bench lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,16 @@ shapes: .venv/.ready $(SH)/data/refshapes.json  ## the hard level: for a GPU, 30
 	$(RUN) -m tools.curves models/shapes --output $(SH)/curves.png
 	$(RUN) -m tools.quickstart_report $(SH_MODEL) --results $(SH)/results.json \
 		--resume $(SH)/checkpoints/model_best_shapes.pth --output $(SH) --images $(SH)/curves.png
+
+# ---- the page ----
+RESUME ?= $(QS)/checkpoints/model_best_quickstart.pth
+
+.venv/.ready-web: .venv/.ready requirements-web.txt
+	$(BIN)/pip install --quiet $(CONSTRAINTS) -r requirements-web.txt
+	touch $@
+
+page: .venv/.ready-web  ## a page for the quickstart's model, or another: make page RESUME=FILE
+	$(RUN) -m tools.web --resume $(RESUME)
 
 test: .venv/.ready-dev  ## lint, types and all tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

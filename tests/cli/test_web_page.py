@@ -230,7 +230,7 @@ def test_the_threshold_redraws_without_the_model(page: Page, server: Server) -> 
 
 @with_browser
 def test_an_example_works_at_the_first_click(page: Page) -> None:
-    page.click(".gallery button.gallery-item, .gallery-item")
+    page.click("#examples button")
     page.wait("document.querySelectorAll('#masks .caption-label').length === 2")
     assert [text.split("\n")[0] for text in captions(page)] == ["green box", "blue box"]
     assert page.run("document.querySelector('#expressions textarea').value") == (
@@ -357,6 +357,14 @@ def test_no_message_names_a_file_of_the_server(server: Server, meta: dict[str, A
     assert server.asked() == asked
 
 
+def test_the_queue_cannot_be_passed_by(server: Server) -> None:
+    events = json.loads(server.get("/config")[1])["dependencies"]
+    for event in events:
+        if event["api_name"] != "load_example":
+            message = {"data": [None] * len(event["inputs"]), "fn_index": event["id"]}
+            assert server.get("/gradio_api/run/predict", message)[0] == 404, event["api_name"]
+
+
 def test_addresses_are_never_fetched(server: Server) -> None:
     given = {"path": "https://example.com/x.png", "meta": FILE}
     answer = server.press(server.segment_event(), [given, "red", 0.5])
@@ -394,15 +402,11 @@ def test_what_the_page_does_not_ask_for_is_refused(server: Server, path: str) ->
 
 
 def test_ctrl_c_ends_quietly_and_leaves_no_files(tmp_path: Path) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        folder = tmp_path / number.name
-        folder.mkdir()
-        with serving(folder, "--resume", "x") as server:
-            upload_by_request(server, "x.txt", b"hello")
-            assert list((folder / "temp").glob("page-*"))
-            server.process.send_signal(number)
-            assert server.process.wait(30) == 0
-            assert server.log.read_text() == (
-                f"open {server.address} in a browser; Ctrl-C ends it\n"
-            )
-            assert not list((folder / "temp").glob("page-*"))
+    with serving(tmp_path, "--resume", "x") as server:
+        upload_by_request(server, "x.txt", b"hello")
+        assert list((tmp_path / "temp").glob("page-*"))
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+        opened = f"open {server.address} in a browser; Ctrl-C ends it\n"
+        assert server.log.read_text() == opened
+        assert not list((tmp_path / "temp").glob("page-*"))

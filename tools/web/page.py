@@ -41,7 +41,8 @@ STYLE = """
 # All that the page asks the server for. Gradio can do more, such as fetching other addresses.
 ASKED = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json)|/(assets|static)/.+|"
-    r"/gradio_api/(upload|upload_progress|queue/join|queue/data|heartbeat/\w+|startup-events|cancel)"
+    r"/gradio_api/(upload|upload_progress|queue/join|queue/data|heartbeat/\w+|startup-events|"
+    r"cancel|run/predict)"  # the last loads an example; Gradio refuses it to events with a queue
 )
 
 
@@ -231,6 +232,7 @@ def _examples(examples: Sequence[Example], inputs: list[Any]) -> Any:
         inputs,
         cache_examples=False,
         visible_columns=[0],
+        elem_id="examples",
         api_visibility="private",
     ).load_input_event
 

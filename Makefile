@@ -11,7 +11,7 @@ QS_MODEL := --model lavt_one --swin_type micro --img_size 112 --ape 28 \
 QS_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_path 0 \
 	--batch-size 16 --epochs 4 --workers 1 --amp auto --print-freq 25
 
-.PHONY: help quickstart shapes test page test test-cpu test-gpu parity bench lint clean
+.PHONY: help quickstart shapes page test test-cpu test-gpu parity bench lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14

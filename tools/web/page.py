@@ -209,7 +209,8 @@ def _image_input(folder: Path) -> gr.Image:
         buttons=[],
         elem_id="image",
     )
-    image.preprocess = path_of  # type: ignore[method-assign]  its own opens any of PIL's formats
+    # Its own would open the file, in any of PIL's formats.
+    image.preprocess = path_of  # type: ignore[method-assign]
     return image
 
 

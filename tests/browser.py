@@ -98,6 +98,17 @@ class Page:
         self.call("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
+    def visit(self, address: str) -> None:
+        """Load a page of a server."""
+        self.call("Page.navigate", url=address)
+        self.wait(f"location.href.startsWith({json.dumps(address)})")
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Give a file to an input of files."""
+        document = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
     def run(self, script: str) -> Any:
         """Value of a JavaScript expression; a promise's, once it is kept."""
         result = self.call(

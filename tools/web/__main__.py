@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page that the command line asks for."""
     args = parse(argv)
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("the page needs Gradio: pip install -r requirements-web.txt")
+        raise InputError("the page needs Gradio: make page, or pip install -r requirements-web.txt")
     check_address(args.host, args.port)
     if args.resume:
         predictor = Predictor.from_checkpoint(args.resume, args.device, args.amp)

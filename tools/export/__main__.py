@@ -48,9 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="side of the square input, pixels, which is fixed (default: as trained)",
     )
     p.add_argument("--images", default=str(IMAGES), help="folder of images for the check")
-    p.add_argument(
-        "--batch", type=int, nargs="+", default=[1, 3], help="batch sizes of the check"
-    )
+    p.add_argument("--batch", type=int, nargs="+", default=[1, 3], help="batch sizes of the check")
     args = p.parse_args(argv)
     limit = UPPER_LIMITS["img_size"]
     if args.img_size is not None and not 0 < args.img_size <= limit:

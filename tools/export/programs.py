@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import warnings
@@ -122,8 +123,10 @@ def export_onnx(trained: Trained, args: argparse.Namespace) -> None:
 def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write a program as ONNX; beyond 2 GB the weights are in a file beside it."""
     size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    # About constants that it cannot fold.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with plain_attention(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about its own inner matters
+        warnings.simplefilter("ignore")  # about names of axes
         found = torch.onnx.export(
             program,
             dynamo=True,
@@ -143,9 +146,7 @@ def load_onnx(path: Path, threads: int | None = None) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(*inputs: torch.Tensor) -> torch.Tensor:
         feed = {name: t.numpy() for name, t in zip(INPUTS, inputs, strict=True)}

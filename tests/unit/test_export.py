@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,6 @@ SIDE = 60  # not a multiple of the patches times the window: maps are padded
 NO_TORCH = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
 EXPRESSIONS = ("the dog on the left", "man's T-shirt, 2nd from right", "Café", "x" * 101, "")
 
-Export = Callable[[Trained, argparse.Namespace], None]
-
 
 def build(name: str = "lavt", width: int = 8, **options: object) -> Trained:
     """A model of one block a stage, two in the first; BatchNorm is not the identity."""
@@ -61,6 +60,14 @@ def build(name: str = "lavt", width: int = 8, **options: object) -> Trained:
 def arguments(kind: str, output: Path, *more: str) -> argparse.Namespace:
     """Of the command line; the checkpoint is not read."""
     return parse(["--resume", "x", "--format", kind, "--output", str(output), *more])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Iterator[None]:
+    """Without torch's trace log, which pytest would collect: it takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,7 @@ def test_a_torch_program_computes_the_same(options: dict[str, object], tmp_path:
     report = json.loads((tmp_path / "new" / "model.pt2.check.json").read_text())
     assert report["largest_difference"] < 1e-5
     assert {row["batch"] for row in report["rows"]} == {1, 3}
-    assert sum(row["union"] for row in report["rows"]) > 0  # the masks are not all empty
+    assert all(row["largest"] > 1e-2 for row in report["rows"])
     assert sorted(p.name for p in output.parent.iterdir()) == [
         "model.pt2",
         "model.pt2.check.json",

@@ -5,7 +5,7 @@
     python -m tools.export --resume CKPT --format onnx --output FOLDER
 
 ``pretrained`` is a folder to share, which all scripts and the hub take; ``torch`` is a program of
-torch.export, ``onnx`` a folder with model.onnx, the vocabulary and the settings of the input. Inputs
+torch.export, ``onnx`` a folder with model.onnx, vocabulary and the settings of the input. Inputs
 are image (B, 3, H, W) float32, normalised, input_ids and attention_mask (B, N_l) int64; the output
 is logits (B, 2, H, W). B is free, H, W and N_l are fixed. For files that do not record their BERT,
 --bert_tokenizer and --ck_bert name it. docs/other_runtimes.md has a script that needs the ONNX

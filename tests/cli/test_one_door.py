@@ -82,7 +82,7 @@ def image_of(record: dict[str, Any]) -> Path:
 def test_test_evaluates_as_trained(predictions: list[dict[str, Any]]) -> None:
     content = json.loads(Path("r.json").read_text())
     args = content["args"]
-    assert (args["model"], args["swin_type"], args["mha"]) == ("lavt_one", "micro", "2-1-4-2")
+    assert (args["model"], args["swin_type"], args["mha"]) == ("lavt", "micro", "2-1-4-2")
     assert (args["img_size"], args["max_tokens"]) == (56, 12)
     assert content["protocol"]["label"] == "img_size=56 max_tokens=12"
     assert len(predictions) == content["splits"]["val"]["all"]["samples"] > 5

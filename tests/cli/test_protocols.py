@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.by_hand import averaged, counts, resized
 from tests.scripts import Shapes, one_line_error
 from tools import score
 from tools.report.records import read_records
+from tools.trained import name_outputs, open_model
 
 SPLITS = ("val", "testA")
 
@@ -165,17 +167,25 @@ def test_masks_of_a_record_are_those_of_the_image_size_protocol(
         assert [a[f] for f in fields] == [b[f] for f in fields]
 
 
-def test_default_places_tell_protocols_apart(checkpoint: Path) -> None:
-    argv = ["--resume", str(checkpoint), "--split", "val,testA", "--model_id", "x"]
-    standard = parse_test([*argv, "--predictions"])
+def test_default_places_tell_protocols_apart(checkpoint: Path, shapes: Shapes) -> None:
+    base = ["--resume", str(checkpoint), "--split", "val,testA", "--model_id", "x"]
+    base += ["--bert_tokenizer", str(shapes.root / "bert")]
+
+    def named(*argv: str) -> argparse.Namespace:
+        args = parse_test([*base, *argv])
+        open_model(args, torch.device("cpu"))
+        name_outputs(args)
+        return args
+
+    standard = named("--predictions")
     assert standard.results == "models/x/results_refcoco_unc_val_testA.json"
     assert standard.predictions == "models/x/predictions_refcoco_unc_val_testA.jsonl"
     assert protocol_of(standard).is_standard
-    assert parse_test(argv).predictions is None
-    other = parse_test([*argv, "--eval_mode", "cat", "--predictions", "--img_size", "448"])
+    assert named().predictions is None
+    other = named("--eval_mode", "cat", "--predictions", "--img_size", "448")
     assert other.results == "models/x/results_refcoco_unc_val_testA_eval_mode-cat.json"
     assert other.predictions == "models/x/predictions_refcoco_unc_val_testA_eval_mode-cat.jsonl"
-    elsewhere = parse_test([*argv, "--results", "a/r.json", "--predictions"])
+    elsewhere = named("--results", "a/r.json", "--predictions")
     assert elsewhere.predictions == "a/predictions_refcoco_unc_val_testA.jsonl"
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -120,13 +120,13 @@ Needed = dict[Path, tuple[str, int, int]]  # name, width and height of the image
 def mirrored(remote: Remote, mirror: str | None, skip_checksum: bool) -> Remote:
     """The same file from a mirror, with or without its size and checksum."""
     if mirror is not None:
-        remote = replace(remote, url=f"{mirror}/{quote(remote.url.rpartition('/')[2], safe='+')}")
+        remote = replace(remote, url=f"{mirror}/{remote.name}")
     return replace(remote, size=None, digest="") if skip_checksum else remote
 
 
 def get_archive(remote: Remote, folder: Path, patience: Patience) -> Path:
     """Fetch a zip; one that is in the folder already is used if its checksum is right."""
-    path = folder / remote.url.rpartition("/")[2]
+    path = folder / remote.name
     if not path.is_file():
         size = f", {remote.size / 1e6:,.0f} MB" if remote.size else ""
         print(f"fetching {remote.url}{size}", flush=True)
@@ -176,10 +176,11 @@ def get_annotations(args: Namespace, dataset: str, patience: Patience) -> list[s
     return there()
 
 
-def needed_images(refers: Sequence[CheckedREFER]) -> Needed:
+def needed_images(args: Namespace, dataset: str, split_bys: Sequence[str]) -> Needed:
     """The images of all references, by the file where each is or has to be."""
     needed: Needed = {}
-    for refer in refers:
+    for split_by in split_bys:
+        refer = CheckedREFER(args.root, dataset, split_by, args.image_root)
         for image_id in {ref["image_id"] for ref in refer.sound}:
             record = refer.Imgs[image_id]
             name = (parts_of(record["file_name"]) or [""])[-1]
@@ -243,66 +244,64 @@ def get_images(args: Namespace, needed: Needed, dataset: str, patience: Patience
                 missing[path] = facts
         except FetchError as error:
             failed.append(error)
+    print(f"{dataset}: {len(missing):,} of {len(needed):,} images are missing", flush=True)
     coco = dataset_info(dataset).image_folders == COCO_FOLDERS
-    if args.images == "all" or (missing and not coco):
+    if args.images == "all" or not coco:
         get_image_archive(args, needed, missing, coco, patience)
-        return
-    print(f"{dataset}: {len(needed):,} images needed, {len(missing):,} to fetch", flush=True)
-    host, in_a_row = args.image_mirror or COCO, 0
-    results = in_threads(
-        partial(get_image, host=host, patience=patience), list(missing.items()), args.connections
-    )
-    for error in utils.progress(results, "images", 0, len(missing)):
-        failed += [error] if error else []
-        in_a_row = in_a_row + 1 if error else 0
+        missing = {}
+    in_a_row = 0
+    work = partial(get_image, host=args.image_mirror or COCO, patience=patience)
+    results = in_threads(work, list(missing.items()), args.connections)
+    for failure in utils.progress(results, "images", 0, len(missing)):
+        in_a_row = in_a_row + 1 if failure else 0
+        if failure:
+            failed.append(failure)
         if in_a_row >= HOPELESS:
-            raise InputError(f"{in_a_row} images failed one after the other: {error}")
-    for error in failed[:3]:
-        print(f"not fetched: {error}", flush=True)
+            raise InputError(f"{in_a_row} images failed one after the other; {failure}")
+    for failure in failed[:3]:
+        print(f"not fetched: {failure}", flush=True)
     if failed:
-        print(f"{len(failed)} of {len(needed)} images are wrong or missing", flush=True)
+        print(f"{len(failed):,} of {len(needed):,} images were not fetched", flush=True)
 
 
 def get_image_archive(
     args: Namespace, needed: Needed, missing: Needed, coco: bool, patience: Patience
 ) -> None:
-    """Fetch and unpack the zip with all images."""
+    """Fetch the zip with all images, if one is missing, and unpack those that are not there."""
     by_name = {facts[0]: path for path, facts in needed.items()}
-    folder = next(iter(needed)).parent if needed else args.root / COCO_FOLDERS[0]
 
     def target(member: str) -> Path | None:
         name = (parts_of(member) or [""])[-1]
         if name in by_name:
             return by_name[name] if by_name[name] in missing else None
-        path = folder / name
+        path = next(iter(needed)).parent / name
         return path if COCO_NAME.fullmatch(name) and not path.is_file() else None
 
-    remote = TRAIN2014 if coco else SAIAPR
-    if coco and args.image_mirror:
-        remote = replace(remote, url=f"{args.image_mirror}/zips/train2014.zip")
-    remote = mirrored(remote, None if coco else args.mirror, args.skip_checksum)
-    done = folder / f".{remote.url.rpartition('/')[2]}.unpacked"  # so that it is not fetched again
-    if done.is_file() and not missing:
-        return
-    archive = get_archive(remote, args.root / "downloads", patience)
-    written = unzip(archive, target, IMAGE_LIMIT, 2 * archive.stat().st_size + IMAGE_LIMIT)
-    print(f"{archive}: {len(written):,} images unpacked", flush=True)
-    utils.write_text("", done)
-    archive.unlink()
+    remote = mirrored(SAIAPR, args.mirror, args.skip_checksum)
+    if coco:
+        mirror = args.image_mirror and f"{args.image_mirror}/zips"
+        remote = mirrored(TRAIN2014, mirror, args.skip_checksum)
+    folder = args.root / "downloads"
+    if needed and (missing or (folder / remote.name).is_file()):
+        archive = get_archive(remote, folder, patience)
+        written = unzip(archive, target, IMAGE_LIMIT, 2 * archive.stat().st_size + IMAGE_LIMIT)
+        print(f"{archive}: {len(written):,} images unpacked", flush=True)
+        archive.unlink()
 
 
 def download(args: Namespace, dataset: str, patience: Patience) -> bool:
     """Fetch what is missing of a dataset, check it, and return whether it is sound."""
     split_bys = get_annotations(args, dataset, patience)
-    refers = [CheckedREFER(args.root, dataset, split_by, args.image_root) for split_by in split_bys]
     if args.images != "none":
-        get_images(args, needed_images(refers), dataset, patience)
+        needed = needed_images(args, dataset, split_bys)
+        get_images(args, needed, dataset, patience)
     sound = True
-    for refer in refers:
+    for split_by in split_bys:
+        refer = CheckedREFER(args.root, dataset, split_by, args.image_root)
         report = examine(refer, decode=args.images != "none")
         print(as_text(report), end="\n\n", flush=True)
-        ignored = {"missing_picture"} if args.images == "none" else set()
-        sound &= not any(c.damage and c.found and c.name not in ignored for c in report.checks)
+        ignored = "missing_picture" if args.images == "none" else ""
+        sound &= not any(c.damage and c.found and c.name != ignored for c in report.checks)
     return sound
 
 
@@ -342,6 +341,8 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
         raise InputError(f"{what}: give {names}, or --weights {', '.join(WEIGHTS)}")
     if not 1 <= args.connections <= 32:
         raise InputError(f"--connections {args.connections}: must be 1 to 32")
+    if args.image_root and not Path(args.image_root).is_dir():
+        raise InputError(f"image folder {args.image_root} does not exist (--image_root): make it")
     for flag in ("mirror", "image_mirror"):
         url = getattr(args, flag)
         if url is not None and (urlsplit(url).scheme not in ("http", "https") or "//" not in url):
@@ -377,7 +378,7 @@ def main(argv: Sequence[str] | None = None, patience: Patience | None = None) ->
 def get_weights(args: Namespace, patience: Patience) -> None:
     """Fetch weights into pretrained_weights/ unless they are there."""
     remote = mirrored(WEIGHTS[args.weights], args.mirror, args.skip_checksum)
-    path = Path("pretrained_weights") / remote.url.rpartition("/")[2]
+    path = Path("pretrained_weights") / remote.name
 
     def check(file: Path) -> None:
         try:

@@ -12,7 +12,6 @@ import queue
 import random
 import re
 import shutil
-import socket
 import ssl
 import stat
 import threading
@@ -74,6 +73,11 @@ class Remote:
     size: int | None = None
     digest: str = ""
 
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.url.rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -83,7 +87,7 @@ class Patience:
         tries: in a row that bring nearly nothing.
         pause: before the second try; it doubles with each, up to `longest`.
         asked: the longest wait that a server may ask for.
-        silence: without a byte, or until the header has come.
+        silence: without a byte.
         window, least: a connection that brings fewer bytes in a window is cut.
     """
 
@@ -96,61 +100,14 @@ class Patience:
     least: int = 60 << 10
 
 
-class _Header:
-    """A connection whose response header has to come in time; a timeout is for each byte alone."""
-
-    def getresponse(self) -> Any:
-        connection: Any = self
-        late = threading.Event()
-        timer = threading.Timer(connection.timeout, _cut, (connection.sock, late))
-        timer.daemon = True
-        timer.start()
-        try:
-            response = super().getresponse()  # type: ignore[misc]
-        finally:
-            timer.cancel()
-        if late.is_set():
-            raise TimeoutError("the header takes too long")
-        return response
-
-
-class _Plain(_Header, http.client.HTTPConnection):
-    pass
-
-
-class _Secure(_Header, http.client.HTTPSConnection):
-    pass
-
-
-def _cut(connected: socket.socket, late: threading.Event) -> None:
-    late.set()
-    with contextlib.suppress(OSError, ValueError):
-        connected.shutdown(socket.SHUT_RDWR)
-
-
-class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.secure = ssl.create_default_context()
-
-    def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_Plain, request)
-
-    def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_Secure, request, context=self.secure)
-
-
 @functools.cache
 def _opener() -> urllib.request.OpenerDirector:
     """Opens http and https alone: with urllib's usual handlers a redirect could name a file."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        *(urllib.request.ProxyHandler(), urllib.request.UnknownHandler(), _Handler()),
-        *(urllib.request.HTTPRedirectHandler(), urllib.request.HTTPErrorProcessor()),
-        urllib.request.HTTPDefaultErrorHandler(),
-    ):
+    opener, known = urllib.request.OpenerDirector(), urllib.request
+    handlers = [known.ProxyHandler(), known.UnknownHandler(), known.HTTPHandler()]
+    handlers += [known.HTTPSHandler(), known.HTTPRedirectHandler(), known.HTTPErrorProcessor()]
+    for handler in [*handlers, known.HTTPDefaultErrorHandler()]:
         opener.add_handler(handler)
-    opener.addheaders = []
     return opener
 
 
@@ -191,15 +148,15 @@ def fetch(
                 failed = 1 if grown >= GROWTH else failed + 1
                 if failed >= patience.tries:
                     raise FetchError(
-                        f"{remote.url}: {error}; tried {failed} times: {remote.remedy}, or run "
-                        f"the command again later, which resumes at {path.name}"
+                        f"{remote.url}: {error}; given up after {failed} tries: {remote.remedy}, "
+                        f"or run the command again later, which resumes at {path.name}"
                     ) from None
                 pause = min(patience.longest, patience.pause * 2 ** (failed - 1))
                 time.sleep(max(error.wait, pause * random.uniform(0.5, 1.0)))
     except OSError as error:  # the network's are all Again
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, "
-            "then run the command again: it resumes"
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
+            "folder, then run the command again: it resumes"
         ) from None
 
 
@@ -317,11 +274,15 @@ def _copy(
 ) -> None:
     """Append a response's body to the first `have` bytes of `partial`."""
     limit = total or remote.size or remote.most
-    name = remote.url.rpartition("/")[2]
     bar = tqdm(
-        *(None, name, total), initial=have, unit="B", unit_scale=True, leave=False,
-        disable=None if show else True, dynamic_ncols=True,
-    )  # fmt: skip
+        desc=remote.name,
+        total=total,
+        initial=have,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=None if show else True,  # None: where nobody looks
+    )
     began, brought = time.monotonic(), 0
     with bar, open(partial, "ab" if have else "wb", buffering=0) as file:
         while total is None or have < total:

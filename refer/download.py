@@ -15,6 +15,7 @@ import sys
 import zipfile
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -139,6 +140,13 @@ def get_archive(remote: Remote, folder: Path, patience: Patience) -> Path:
     return path
 
 
+def _remove(archive: Path) -> None:
+    """Remove an unpacked zip, and its folder if that is empty then."""
+    archive.unlink()
+    with suppress(OSError):
+        archive.parent.rmdir()
+
+
 def _check_zip(url: str, path: Path) -> None:
     if not zipfile.is_zipfile(path):
         raise FetchError(f"{url}: what came is no zip archive, and is removed; {MIRROR}")
@@ -172,7 +180,7 @@ def get_annotations(args: Namespace, dataset: str, patience: Patience) -> list[s
         if not (folder / "instances.json").is_file() or not there():
             files = " and ".join([*refs, "instances.json"])
             raise InputError(f"{archive} does not have {files} in a folder {dataset}: remove it")
-        archive.unlink()
+        _remove(archive)
     return there()
 
 
@@ -286,7 +294,7 @@ def get_image_archive(
         archive = get_archive(remote, folder, patience)
         written = unzip(archive, target, IMAGE_LIMIT, 2 * archive.stat().st_size + IMAGE_LIMIT)
         print(f"{archive}: {len(written):,} images unpacked", flush=True)
-        archive.unlink()
+        _remove(archive)
 
 
 def download(args: Namespace, dataset: str, patience: Patience) -> bool:

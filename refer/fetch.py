@@ -131,21 +131,20 @@ def fetch(
         FetchError: the server does not give the file.
         InputError: the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    failed, had = 0, _size(partial)
-    tag: dict[str, Any] = _read_note(partial, remote.url)
+    failed = 0
     try:
         utils.make_folder(path.parent)
+        part = _Part(remote, path, patience)
         while True:
+            had = part.size()
             try:
-                resumed = _receive(remote, partial, tag, patience, show)
-                _verify(remote, partial, check, resumed)
-                os.replace(partial, path)
-                _note(partial).unlink(missing_ok=True)
+                part.complete(show)
+                part.verify(check)
+                os.replace(part.path, path)
+                part.note.unlink(missing_ok=True)
                 return
             except Again as error:
-                grown, had = _size(partial) - had, _size(partial)
-                failed = 1 if grown >= GROWTH else failed + 1
+                failed = 1 if part.size() >= had + GROWTH else failed + 1
                 if failed >= patience.tries:
                     raise FetchError(
                         f"{remote.url}: {error}; given up after {failed} tries: {remote.remedy}, "
@@ -160,176 +159,183 @@ def fetch(
         ) from None
 
 
-def _receive(
-    remote: Remote, partial: Path, tag: dict[str, Any], patience: Patience, show: bool
-) -> bool:
-    """Write what is missing of a file to `partial`; return whether there was a part before.
+class _Part:
+    """The part of a file that has been fetched.
 
-    `tag` tells which version of the file the part is of; it is updated.
+    A note beside a large one tells which version of the file it is of, so that a later run does
+    not append another version's rest.
+
+    Attributes:
+        path: of the part.
+        note: path of the note.
+        total: bytes of the whole file; None if the server does not tell.
+        version: what tells this version of the file from others; '' if the server tells nothing.
+        resumed: whether it was fetched in pieces.
     """
-    have = _size(partial)
-    if have and (not tag or have > (tag.get("total") or remote.size or have)):
-        _discard(partial)  # of another file or an unknown one
-        have = 0
-    if have and have == tag.get("total"):
-        return True
-    with _open(remote, have, tag, patience, partial) as response:
-        start, total = _place(response, have, tag, partial)
-        if total is not None and (total > remote.most or total != (remote.size or total)):
-            _discard(partial)
-            most = f"at most {remote.most}" if remote.size is None else remote.size
-            raise FetchError(
-                f"{remote.url}: the file there has {total} bytes instead of {most}, so it is "
-                f"another: {remote.remedy}"
-            )
-        tag.clear()
-        tag.update(url=remote.url, total=total, version=_version(response))
-        missing = (total or 0) - start
-        if missing > shutil.disk_usage(partial.parent).free:
-            raise InputError(
-                f"{partial.parent} has no room for {missing >> 20} MB more of {remote.url}: free "
-                "some, or choose another folder"
-            )
-        if (total or remote.most) >= NOTED:
-            utils.write_json(tag, _note(partial))
-        _copy(remote, response, partial, start, total, patience, show)
-    return start > 0
 
+    def __init__(self, remote: Remote, path: Path, patience: Patience) -> None:
+        self.remote, self.patience = remote, patience
+        self.path = path.with_name(path.name + ".partial")
+        self.note = path.with_name(path.name + ".partial.json")
+        self.total: int | None = None
+        self.version, self.resumed = "", False
+        with contextlib.suppress(OSError, ValueError, AttributeError, KeyError):
+            note = json.loads(self.note.read_text(encoding="utf-8"))
+            if note["url"] == remote.url and type(note["total"]) in (int, type(None)):
+                self.total, self.version = note["total"], str(note["version"])
 
-def _open(
-    remote: Remote, have: int, tag: dict[str, Any], patience: Patience, partial: Path
-) -> http.client.HTTPResponse:
-    """Ask for a file from the byte `have` on; return a response with a body to use."""
-    header = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
-    if have:
-        header["Range"] = f"bytes={have}-"
-        if tag.get("version"):
-            header["If-Range"] = tag["version"]
-    try:
-        request = urllib.request.Request(remote.url, headers=header)
-        response: http.client.HTTPResponse = _opener().open(request, timeout=patience.silence)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # there is no such part: not the file that was begun
-            _discard(partial)
-            raise Again("the server has no such part of the file (416)") from None
-        if error.code in BUSY:
+    def size(self) -> int:
+        """Bytes that are there."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def discard(self) -> None:
+        """Remove the part."""
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+        self.total, self.version = None, ""
+
+    def complete(self, show: bool) -> None:
+        """Append what is missing."""
+        have = self.size()
+        if have and (have > (self.total or have) or not (self.total or self.version)):
+            self.discard()  # of a version that cannot be told
+            have = 0
+        self.resumed = have > 0
+        if have and have == self.total:
+            return
+        with self._request(have) as response:
+            start = self._start(response, have)
+            self.resumed = start > 0
+            missing = (self.total or 0) - start
+            if missing > shutil.disk_usage(self.path.parent).free:
+                raise InputError(
+                    f"{self.path.parent} has no room for {missing >> 20} MB more of "
+                    f"{self.remote.url}: free some, or choose another folder"
+                )
+            if (self.total or self.remote.most) >= NOTED:
+                facts = {"url": self.remote.url, "total": self.total, "version": self.version}
+                utils.write_json(facts, self.note)
+            self._copy(response, start, show)
+
+    def _request(self, have: int) -> http.client.HTTPResponse:
+        """Ask for the file from the byte `have` on; return a response with a body to use."""
+        header = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+        if have:
+            header["Range"] = f"bytes={have}-"
+        if have and self.version:
+            header["If-Range"] = self.version
+        try:
+            request = urllib.request.Request(self.remote.url, headers=header)
+            response: Any = _opener().open(request, timeout=self.patience.silence)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 416:
+                self.discard()
+                raise Again("the server has no such part of the file (416)") from None
             wait = _retry_after(error.headers.get("Retry-After", ""))
-            if wait <= patience.asked:
+            if error.code in BUSY and wait <= self.patience.asked:
                 raise Again(f"the server is busy ({error.code})", wait) from None
-            why = f"asks to wait for {wait / 60:.0f} minutes"
-        else:
             why = " ".join(str(error.msg).split())  # urllib's words on redirects have lines
-        raise FetchError(f"{remote.url}: {why} ({error.code}); {remote.remedy}") from None
-    except (http.client.InvalidURL, ValueError) as error:
-        raise FetchError(f"{remote.url}: no address ({error}); {remote.remedy}") from None
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            why = f"the server's certificate is not valid ({reason.verify_message})"
-            raise FetchError(f"{remote.url}: {why}; {remote.remedy}") from None
-        raise Again(f"no answer ({reason or type(error).__name__})") from None
-    kind = response.headers.get_content_type()
-    coded = [
-        response.headers.get(name, usual)
-        for name, usual in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked"))
-    ]
-    if kind == "text/html" or [c.lower() for c in coded] != ["identity", "chunked"]:
-        response.close()
-        what = "a web page" if kind == "text/html" else f"the file encoded ({', '.join(coded)})"
-        raise FetchError(
-            f"{remote.url}: the server sends {what} instead of the file; does the network ask "
-            f"for a login? Otherwise {remote.remedy}"
-        )
-    return response
+            later = f", to be asked again in {wait / 60:.0f} minutes" if wait else ""
+            raise self._error(f"{why} ({error.code}){later}") from None
+        except ValueError as error:
+            raise self._error(f"no address ({error})") from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                why = f"the server's certificate is not valid ({reason.verify_message})"
+                raise self._error(why) from None
+            raise Again(f"no answer ({reason or type(error).__name__})") from None
+        coded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+        coded |= response.headers.get("Transfer-Encoding", "chunked").lower() != "chunked"
+        page = response.headers.get_content_type() == "text/html"
+        if page or coded:
+            response.close()
+            what = "a web page (does the network ask for a login?)" if page else "an encoded form"
+            raise self._error(f"the server sends {what} instead of the file")
+        return response  # type: ignore[no-any-return]
 
+    def _start(self, response: http.client.HTTPResponse, have: int) -> int:
+        """Where a response's body starts in the file; notes the file's size and version."""
+        version = response.headers.get("ETag", "")
+        if not version.startswith('"'):  # a weak one
+            version = response.headers.get("Last-Modified", "")
+        total: int | None = None
+        if response.status == 206:
+            told = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+            start, total = map(int, told.groups()) if told else (-1, 0)
+            version = version or self.version
+            changed = self.version not in ("", version) or self.total not in (None, total)
+            if start != have or changed:
+                self.discard()
+                raise Again("the server sends another part, or the file has changed there")
+        elif response.status == 200:
+            start, length = 0, response.headers.get("Content-Length", "")
+            total = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+        else:
+            raise Again(f"the server's answer is {response.status}")
+        if total is not None and (
+            total > self.remote.most or self.remote.size not in (None, total)
+        ):
+            self.discard()
+            most = self.remote.size or f"at most {self.remote.most}"
+            raise self._error(f"the file there has {total} bytes instead of {most}: another file")
+        self.total, self.version = total, version
+        return start
 
-def _place(
-    response: http.client.HTTPResponse, have: int, tag: dict[str, Any], partial: Path
-) -> tuple[int, int | None]:
-    """Where the body starts in the file, and the file's size, if that is told."""
-    if response.status == 206:
-        told = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-        start, total = map(int, told.groups()) if told else (-1, 0)
-        known, version = tag.get("total"), _version(response)
-        changed = version and tag.get("version") and version != tag["version"]
-        if start != have or changed or (have and known not in (None, total)):
-            _discard(partial)
-            raise Again("the server sends another part, or the file has changed there")
-        return start, total
-    if response.status != 200:
-        raise Again(f"the server's answer is {response.status}")
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() and len(length) < 19 else None
+    def _copy(self, response: http.client.HTTPResponse, have: int, show: bool) -> None:
+        """Append a response's body to the first `have` bytes."""
+        expected = self.total or self.remote.size
+        limit = expected or self.remote.most
+        began, brought = time.monotonic(), 0
+        with (
+            tqdm(
+                *(None, self.remote.name, expected, False),
+                **{"initial": have, "unit": "B", "unit_scale": True},
+                disable=None if show else True,  # None: where no terminal is
+            ) as bar,
+            open(self.path, "ab" if have else "wb", buffering=0) as file,
+        ):
+            while self.total is None or have < self.total:
+                try:
+                    data = response.read1(min(CHUNK, limit + 1 - have))
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    why = error or type(error).__name__
+                    raise Again(f"the connection broke ({why})") from None
+                if not data:
+                    break
+                have += file.write(data[: self.total and self.total - have])
+                bar.update(len(data))
+                if have > limit:
+                    self.discard()
+                    raise self._error(f"more than the {limit} bytes that are expected")
+                brought += len(data)
+                if time.monotonic() - began > self.patience.window:
+                    if brought < self.patience.least:
+                        raise Again(f"only {brought} bytes in {self.patience.window:.0f} seconds")
+                    began, brought = time.monotonic(), 0
+        if have < (expected or 0):
+            raise Again(f"the connection ended after {have} of {expected} bytes")
 
+    def verify(self, check: Callable[[Path], None] | None) -> None:
+        """Check a file that is complete; a wrong one is removed."""
+        wanted = self.remote.digest
+        try:
+            if wanted and (found := digest_of(self.path, wanted)) != wanted:
+                if self.resumed:
+                    raise Again("the joined parts have a wrong checksum")
+                raise self._error(
+                    f"the checksum is {found} instead of {wanted}: another file, or damaged, and "
+                    "removed; --skip_checksum accepts it"
+                )
+            if check is not None:
+                check(self.path)
+        except (Again, FetchError):
+            self.discard()
+            raise
 
-def _copy(
-    remote: Remote,
-    response: http.client.HTTPResponse,
-    partial: Path,
-    have: int,
-    total: int | None,
-    patience: Patience,
-    show: bool,
-) -> None:
-    """Append a response's body to the first `have` bytes of `partial`."""
-    limit = total or remote.size or remote.most
-    bar = tqdm(
-        desc=remote.name,
-        total=total,
-        initial=have,
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        disable=None if show else True,  # None: where nobody looks
-    )
-    began, brought = time.monotonic(), 0
-    with bar, open(partial, "ab" if have else "wb", buffering=0) as file:
-        while total is None or have < total:
-            try:
-                data = response.read1(min(CHUNK, limit + 1 - have))
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                raise Again(f"the connection broke ({error or type(error).__name__})") from None
-            if not data:
-                break
-            data = data[: total - have] if total else data
-            have += file.write(data)
-            brought += len(data)
-            bar.update(len(data))
-            if have > limit:
-                break
-            if time.monotonic() - began > patience.window:
-                if brought < patience.least:
-                    raise Again(f"only {brought} bytes came in {patience.window:.0f} seconds")
-                began, brought = time.monotonic(), 0
-    if have > limit:
-        _discard(partial)
-        raise FetchError(
-            f"{remote.url}: more than the {limit} bytes that are expected; removed, as it is "
-            f"another file: {remote.remedy}"
-        )
-    if have < (total or remote.size or 0):
-        raise Again(f"the connection ended after {have} of {total or remote.size} bytes")
-
-
-def _verify(
-    remote: Remote, partial: Path, check: Callable[[Path], None] | None, resumed: bool
-) -> None:
-    """Check a file that is complete; a wrong one is removed."""
-    try:
-        if remote.digest and (found := digest_of(partial, remote.digest)) != remote.digest:
-            if resumed:
-                raise Again("the joined parts have a wrong checksum")
-            raise FetchError(
-                f"{remote.url}: the checksum is {found} instead of {remote.digest}; removed, as "
-                f"it is another file or damaged: {remote.remedy}, or accept it with "
-                "--skip_checksum"
-            )
-        if check is not None:
-            check(partial)
-    except (Again, FetchError):
-        _discard(partial)
-        raise
+    def _error(self, why: str) -> FetchError:
+        return FetchError(f"{self.remote.url}: {why}; {self.remote.remedy}")
 
 
 def digest_of(path: Path, like: str) -> str:
@@ -342,12 +348,6 @@ def digest_of(path: Path, like: str) -> str:
     return f"{kind}:{digest.hexdigest()}"
 
 
-def _version(response: http.client.HTTPResponse) -> str:
-    """What tells this version of a file from others; '' if the server tells nothing."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
 def _retry_after(text: str) -> float:
     """Seconds of a Retry-After header, which has a number or a date."""
     if text.isdecimal():
@@ -355,28 +355,6 @@ def _retry_after(text: str) -> float:
     with contextlib.suppress(TypeError, ValueError, IndexError, OverflowError):
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     return 0.0
-
-
-def _note(partial: Path) -> Path:
-    return partial.with_name(partial.name + ".json")
-
-
-def _read_note(partial: Path, url: str) -> dict[str, Any]:
-    """Which version of the file at `url` a part is of; {} if that is not known."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        note = json.loads(_note(partial).read_text(encoding="utf-8"))
-        if note.get("url") == url and type(note.get("total")) in (int, type(None)):
-            return {"url": url, "total": note["total"], "version": str(note["version"])}
-    return {}
-
-
-def _discard(partial: Path) -> None:
-    partial.unlink(missing_ok=True)
-    _note(partial).unlink(missing_ok=True)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def in_threads(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:

@@ -290,8 +290,12 @@ class _Part:
         began, brought = time.monotonic(), 0
         with (
             tqdm(
-                *(None, self.remote.name, expected, False),
-                **{"initial": have, "unit": "B", "unit_scale": True},
+                desc=self.remote.name,
+                total=expected,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                leave=False,
                 disable=None if show else True,  # None: where no terminal is
             ) as bar,
             open(self.path, "ab" if have else "wb", buffering=0) as file,

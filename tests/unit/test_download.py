@@ -187,8 +187,15 @@ def test_only_the_rest_is_asked_for(server: Server, tmp_path: Path) -> None:
     get(server, tmp_path / "f")
     asked = [headers.get("Range") for _, headers in server.seen]
     assert asked == [None, "bytes=5000-", "bytes=6000-"]
+    assert [headers.get("If-Range", "")[:1] for _, headers in server.seen] == ["", '"', '"']
     assert "lavt" in server.seen[0][1]["User-Agent"]
     assert server.seen[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_a_part_of_unknown_version_is_not_continued(server: Server, tmp_path: Path) -> None:
+    server.moods["/f"] = [says(200, b"z" * 700, Content_Length=None)]
+    get(server, tmp_path / "f", size=len(BODY))
+    assert (tmp_path / "f").read_bytes() == BODY
 
 
 @pytest.mark.parametrize(
@@ -393,7 +400,7 @@ def test_names_of_members_are_no_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("info", "most", "words"),
     [
-        ({"external_attr": (stat.S_IFLNK | 0o777) << 16}, 10**6, "link"),
+        ({"external_attr": (stat.S_IFLNK | 0o777) << 16}, 10**6, "is a link"),
         ({}, 9999, "of more than"),
         ({}, 10**5, "unpacked, the upper limit"),
     ],

@@ -1,0 +1,311 @@
+"""Make the records of a REFER dataset from what :mod:`refer.convert.sources` read."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
+
+import utils
+from lib.errors import InputError
+from refer.check import OUTSIDE, overshoot, polygons_of
+from refer.convert.sources import Item, MaskFile, read_text
+from refer.images import check_pixels, open_rgb
+from refer.masks import draw_components, run_lengths
+from refer.names import Finder, parts_of
+from refer.rare_images import orientation_of
+
+MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
+SPLITS = re.compile(r"train|val|test[A-Z]*")
+OTHER_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
+QUALITY = 95  # of upright copies
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about images, masks and splits.
+
+    Attributes:
+        images: folder of the images.
+        masks: folders of the masks; the first that has a mask is used.
+        any_folder: a mask may be in another subfolder than its name says.
+        scratch: folder for the images that are written anew.
+        max_pixels: upper limit of an image's size.
+        stored: masks were drawn on the images' pixels as stored, EXIF orientation not applied.
+        ratios: of train, val and test, where no splits are given.
+        seed: of the division into splits.
+    """
+
+    images: Path
+    masks: Sequence[Path]
+    any_folder: bool
+    scratch: Path
+    max_pixels: int
+    stored: bool
+    ratios: Sequence[float]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A dataset to be written.
+
+    Attributes:
+        refs: the content of `refs(X).p`.
+        instances: the content of `instances.json`.
+        files: the image files by their names in the dataset.
+        remarks: lines to print.
+    """
+
+    refs: list[dict[str, Any]]
+    instances: dict[str, Any]
+    files: dict[str, Path]
+    remarks: list[str]
+
+
+def build(items: Sequence[Item], options: Options) -> Converted:
+    """Draw all masks and make the records; writes only to the scratch folder.
+
+    Raises:
+        InputError: an image, a mask, an expression or a split is wrong.
+    """
+    finder = Finder(options.images, {item.image for item in items})
+    by_image: dict[Path, list[Item]] = {}
+    for item in items:
+        item.expressions = [_expression(text, item.where) for text in item.expressions]
+        if not item.expressions:
+            raise InputError(f"{item.where}: has no expression")
+        by_image.setdefault(_find_image(item, finder, options.scratch), []).append(item)
+    assign_splits(by_image, options.ratios, options.seed)
+    names = sorted({item.category or "object" for item in items})
+    categories = {name: number for number, name in enumerate(names, 1)}
+    images, annotations, refs = [], [], []
+    files: dict[str, Path] = {}
+    turned, empty, sent_id = 0, [], 0
+    for image_id, (path, own) in enumerate(utils.progress(by_image.items(), "images", 0), 1):
+        image = open_rgb(path, options.max_pixels)
+        root = options.scratch if path.is_relative_to(options.scratch) else options.images
+        name = path.relative_to(root).as_posix()
+        orientation = 1 if options.stored else orientation_of(image)
+        if orientation > 1:
+            image = ImageOps.exif_transpose(image)
+            path = _save_upright(image, path, options.scratch / "upright" / name)
+            turned += 1
+        files[name] = path
+        width, height = image.size
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for item in own:
+            if item.size and item.size != image.size:
+                raise InputError(_wrong_size(f"{item.where}: annotations", item.size, image, path))
+            masks = [_draw(drawn, item, image, path, options) for drawn in item.objects]
+            if not all(mask.any() for mask in masks):
+                empty.append(item.where)
+            category_id = categories[item.category or "object"]
+            ann_ids = []
+            for mask in masks:
+                if mask.any():
+                    ann_ids.append(len(annotations) + 1)
+                    place = {"id": ann_ids[-1], "image_id": image_id, "category_id": category_id}
+                    annotations.append(place | _annotation(mask))
+            sentences = []
+            for text in item.expressions:
+                sent, sent_id = text.lower(), sent_id + 1
+                sentences.append(
+                    {"sent_id": sent_id, "raw": text, "sent": sent, "tokens": sent.split()}
+                )
+            refs.append(
+                {
+                    "ref_id": len(refs) + 1,
+                    "ann_id": ann_ids[0] if len(ann_ids) == 1 else ann_ids,
+                    "category_id": category_id,
+                    "image_id": image_id,
+                    "file_name": name,
+                    "split": item.split,
+                    "sent_ids": [sentence["sent_id"] for sentence in sentences],
+                    "sentences": sentences,
+                }
+            )
+    remarks = []
+    if turned:
+        what = "with EXIF orientation: an upright copy of each is written, without metadata"
+        remarks.append(f"{turned} of {len(by_image)} images {what}")
+    if empty:
+        what = "have an object without a pixel, which is left out; the first"
+        remarks.append(f"{len(empty)} of {len(refs)} references {what}: {empty[0]}")
+    tables = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+    }
+    return Converted(refs, tables, files, remarks)
+
+
+def _expression(text: Any, where: str) -> str:
+    words = text.split() if isinstance(text, str) else []
+    if not words:
+        raise InputError(f"{where}: an expression is empty, or is not a text")
+    return " ".join(words)
+
+
+def _find_image(item: Item, finder: Finder, scratch: Path) -> Path:
+    """The file of an item's image; one that only a LabelMe file holds is written to `scratch`."""
+    if path := finder.find(item.image):
+        return path
+    path = scratch.joinpath(*parts_of(item.image))
+    if item.embedded and not path.exists():
+        try:
+            data = base64.b64decode(json.loads(read_text(item.embedded))["imageData"])
+        except (ValueError, TypeError) as e:
+            raise InputError(f"{item.embedded}: 'imageData' is damaged ({e})") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    if not item.embedded:
+        raise InputError(
+            f"{item.where}: image {item.image!r:.200} does not exist in {finder.folder} (--images)"
+        )
+    return path
+
+
+def _save_upright(image: Image.Image, source: Path, path: Path) -> Path:
+    """Write an image again, in the format of its file's ending or as PNG."""
+    kind = Image.registered_extensions().get(source.suffix.lower(), "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = Image.fromarray(np.asarray(image))  # without metadata
+    plain.save(path, format=kind if kind in Image.SAVE else "PNG", quality=QUALITY)
+    return path
+
+
+def _wrong_size(what: str, size: tuple[int, int], image: Image.Image, path: Path) -> str:
+    text = "{} of {}x{} pixels, but the image {} has {}x{}".format(what, *size, path, *image.size)
+    if size == image.size[::-1]:
+        text += "; if they were drawn on a photo as it is stored, or as people see it, give "
+        text += "--exif stored or --exif upright"
+    return text
+
+
+def _draw(
+    drawn: Any, item: Item, image: Image.Image, path: Path, options: Options
+) -> npt.NDArray[np.bool_]:
+    """The mask (H, W) of an object.
+
+    Raises:
+        InputError: it does not exist, is damaged, or does not fit the image.
+    """
+    if isinstance(drawn, MaskFile):
+        file = _find_mask(drawn.name, item.where, path, options)
+        mask = read_mask(file, drawn.value, options.max_pixels, item.where)
+        if mask.shape != image.size[::-1]:
+            size = mask.shape[1], mask.shape[0]
+            raise InputError(_wrong_size(f"{item.where}: mask {file}", size, image, path))
+        return mask
+    beyond = overshoot(polygons_of(drawn), *image.size)
+    if not beyond <= OUTSIDE:
+        size = "{}x{}".format(*image.size)
+        raise InputError(
+            f"{item.where}: a polygon leaves the image {path} of {size} by {beyond:.0f} pixels"
+        )
+    return draw_components(drawn, image.height, image.width, item.where) > 0
+
+
+def _find_mask(name: str, where: str, image: Path, options: Options) -> Path:
+    for folder in options.masks:
+        path = Finder(folder, [name]).find(name)
+        exact = path and len(path.relative_to(folder).parts) == len(parts_of(name))
+        if path and (exact or options.any_folder):
+            if path.samefile(image):
+                raise InputError(f"{where}: mask {name!r:.200} is the image itself (--masks)")
+            return path
+    folders = " or ".join(map(str, dict.fromkeys(options.masks)))
+    raise InputError(f"{where}: mask {name!r:.200} does not exist in {folders} (--masks)")
+
+
+def read_mask(
+    path: Path, value: int | str | None, max_pixels: int, where: str
+) -> npt.NDArray[np.bool_]:
+    """The pixels (H, W) of an object in a mask file.
+
+    Args:
+        path: PNG, TIFF, BMP or GIF.
+        value: of the object's pixels (an index of the palette), or '#rrggbb'; None: all that are
+            neither black nor transparent.
+        max_pixels: upper limit of its size.
+        where: it is named, for error messages.
+
+    Raises:
+        InputError: it cannot be read, or has no such values.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=MASK_FORMATS) as image:
+            warnings.simplefilter("ignore")  # on transparency and metadata
+            check_pixels(f"{where}: mask {path}", image.width, image.height, max_pixels)
+            if isinstance(value, str):
+                color = [int(value[i : i + 2], 16) for i in (1, 3, 5)]
+                return (np.asarray(image.convert("RGB")) == color).all(axis=-1)
+            if value is not None and image.mode in ("P", "L", "1", "I", "I;16", "I;16B"):
+                return np.asarray(image).astype(np.int64) == value
+            if value is not None:
+                raise InputError(f"{where}: mask {path} is {image.mode}: give 'value' as '#rrggbb'")
+            if image.mode in ("P", "PA", "LA"):
+                image = image.convert("RGBA")
+            pixels = np.asarray(image)
+    except InputError:
+        raise
+    except Image.UnidentifiedImageError:
+        kinds = ", ".join(MASK_FORMATS)
+        raise InputError(f"{where}: mask {path} is not {kinds}, which keep every pixel") from None
+    except Exception as e:  # PIL's decoders raise nearly anything for damaged files
+        raise InputError(f"{where}: mask {path} cannot be read: {str(e)[:120]}") from None
+    if pixels.ndim == 2:
+        return pixels != 0
+    return pixels[..., :3].any(axis=-1) & (pixels[..., 3:] > 0).all(axis=-1)
+
+
+def _annotation(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    rle = run_lengths(mask)
+    box = [float(value) for value in coco_mask.toBbox(rle)]
+    return {"segmentation": rle, "bbox": box, "area": int(mask.sum()), "iscrowd": 0}
+
+
+def assign_splits(
+    by_image: dict[Path, list[Item]], ratios: Sequence[float], seed: int
+) -> None:
+    """Check the splits of all items; where none is given, divide the images at random.
+
+    Raises:
+        InputError: a split is unknown, only some are given, or there are too few images.
+    """
+    items = [item for own in by_image.values() for item in own]
+    for item in items:
+        item.split = OTHER_NAMES.get(item.split, item.split)
+        if item.split and not SPLITS.fullmatch(item.split):
+            known = "train, val, test, testA and testB"
+            raise InputError(f"{item.where}: split {item.split!r:.40} is unknown; there are {known}")
+    without = [item for item in items if not item.split]
+    if without and len(without) < len(items):
+        raise InputError(f"{without[0].where}: has no split, but others have: give all or none")
+    if not without:
+        return
+    paths = sorted(by_image)
+    random.Random(seed).shuffle(paths)
+    counts = [max(1, round(ratio * len(paths))) if ratio else 0 for ratio in ratios]
+    largest = counts.index(max(counts))
+    counts[largest] += len(paths) - sum(counts)
+    if counts[largest] < 1:
+        parts = sum(map(bool, ratios))
+        raise InputError(f"{len(paths)} images are too few for {parts} splits (--split_ratio)")
+    labels = [s for s, n in zip(("train", "val", "test"), counts, strict=True) for _ in range(n)]
+    for path, label in zip(paths, labels, strict=True):
+        for item in by_image[path]:
+            item.split = label

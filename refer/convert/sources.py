@@ -1,0 +1,364 @@
+"""Read data of one's own: JSON lines, COCO, LabelMe, masks with a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.errors import InputError
+from refer.instances import load_instances, whole
+
+CIRCLE_CORNERS = 72
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """An object drawn in an image file.
+
+    Attributes:
+        name: of the file.
+        value: of the object's pixels: a number, or '#rrggbb'; None: all that is not black.
+    """
+
+    name: str
+    value: int | str | None = None
+
+
+@dataclass
+class Item:
+    """A reference: the expressions of one target in one image.
+
+    Attributes:
+        where: file and line, for error messages.
+        image: name of the image's file.
+        expressions: as written; checked later.
+        objects: of the target, none or several: mask files or COCO segmentations.
+        split: '' where none is given.
+        category: '' where none is given.
+        size: width and height that the annotations were drawn for, if it is recorded.
+        embedded: a LabelMe file that holds the image too.
+    """
+
+    where: str
+    image: str
+    expressions: list[Any]
+    objects: list[Any]
+    split: str = ""
+    category: str = ""
+    size: tuple[int, int] | None = None
+    embedded: Path | None = field(default=None, repr=False)
+
+
+def read_jsonl(path: Path) -> Iterator[Item]:
+    """References from JSON lines, or from a JSON list of such records.
+
+    Raises:
+        InputError: with the line.
+    """
+    for where, record in _json_records(path):
+        if "mask" not in record and "segmentation" not in record:
+            raise InputError(f"{where}: has no 'mask' and no 'segmentation'; null means no target")
+        mask, segmentation = record.get("mask"), record.get("segmentation")
+        if mask is not None and segmentation is not None:
+            raise InputError(f"{where}: give 'mask' or 'segmentation', not both")
+        objects: list[Any] = []
+        if mask is not None:
+            names, values = _as_list(mask), _as_list(record.get("value"))
+            objects = [_mask_file(name, value, where) for name in names for value in values]
+        elif segmentation is not None:
+            flat = isinstance(segmentation, list) and segmentation and _is_number(segmentation[0])
+            objects = [[segmentation] if flat else segmentation]
+        yield Item(
+            where,
+            _text(record, ("image", "file_name"), where),
+            _expressions(record, where),
+            objects,
+            _optional(record, "split", where),
+            _optional(record, "category", where),
+        )
+
+
+def read_coco(path: Path, expressions: Path, max_pixels: int) -> list[Item]:
+    """References from COCO annotations and a CSV file or JSON lines of their expressions.
+
+    Raises:
+        InputError: with the line.
+    """
+    tables = load_instances(path, max_pixels)
+    images = {image["id"]: image for image in tables["images"]}
+    categories = {category["id"]: category["name"] for category in tables["categories"]}
+    annotations: dict[int, list[dict[str, Any]]] = {}
+    for annotation in tables["annotations"]:
+        annotations.setdefault(annotation["id"], []).append(annotation)
+    by_csv = expressions.suffix.lower() in (".csv", ".tsv")
+    rows = _csv_rows(expressions, []) if by_csv else _json_records(expressions)
+    items = []
+    for where, row in rows:
+        key = next((k for k in ("ann_id", "annotation_id") if k in row), None)
+        if key is None:
+            raise InputError(f"{where}: has no 'ann_id'; null or nothing there means no target")
+        name = _optional(row, "image", where) or _optional(row, "file_name", where)
+        chosen = []
+        for ann_id in [whole(i) for i in _as_list(row[key]) if i not in (None, "", -1, "-1")]:
+            named = annotations.get(ann_id, []) if type(ann_id) is int else []
+            if name:
+                named = [a for a in named if _named(images.get(a["image_id"]), name)]
+            if len(named) != 1:
+                what = f"{len(named)} annotations" if named else "no annotation"
+                of = f" of image {name!r}" if name else ""
+                raise InputError(f"{where}: {path} has {what} with id {ann_id!r:.40}{of}")
+            chosen += named
+        ids = {annotation["image_id"] for annotation in chosen}
+        if not ids:
+            ids = {i for i, image in images.items() if name and _named(image, name)}
+        if len(ids) != 1 or not ids <= images.keys():
+            raise InputError(f"{where}: {len(ids)} images of {path} are meant: name one ('image')")
+        image = images[ids.pop()]
+        category = categories.get(chosen[0].get("category_id"), "") if chosen else ""
+        objects = [annotation.get("segmentation") for annotation in chosen]
+        size = image["width"], image["height"]
+        split = _optional(row, "split", where)
+        texts = _expressions(row, where)
+        items.append(Item(where, image["file_name"], texts, objects, split, category, size))
+    return merge(items)
+
+
+def read_masks(source: Path) -> list[Item]:
+    """References from a CSV file with the columns image, mask and expression, or its folder.
+
+    Rows of the same mask are expressions of one reference.
+
+    Raises:
+        InputError: with the line.
+    """
+    items = []
+    for where, row in _csv_rows(the_csv(source), ["image", "mask", "expression"]):
+        mask, value = row["mask"], row.get("value") or None
+        objects = [_mask_file(mask, value, where)] if mask else []
+        extra = row.get("split", ""), row.get("category", "")
+        items.append(Item(where, row["image"], [row["expression"]], objects, *extra))
+    return merge(items)
+
+
+def the_csv(source: Path) -> Path:
+    """The CSV file of a folder, which has one; a file itself."""
+    if not source.is_dir():
+        return source
+    found = sorted(p for p in source.iterdir() if p.suffix.lower() in (".csv", ".tsv"))
+    if len(found) != 1:
+        raise InputError(f"--input {source} holds {len(found)} CSV files: name the file itself")
+    return found[0]
+
+
+def read_labelme(source: Path) -> Iterator[Item]:
+    """References from LabelMe's files: a shape's description, or else its label, is its expression.
+
+    Shapes of one group_id are one object. Each line of a description is an expression.
+
+    Raises:
+        InputError: with the file and shape.
+    """
+    base = source if source.is_dir() else source.parent
+    paths = sorted(source.rglob("*.json")) if source.is_dir() else [source]
+    for path in paths:
+        if source.is_dir() and path.name == "instances.json":  # of an earlier conversion
+            continue
+        record = _parse(read_text(path), str(path))
+        shapes = record.get("shapes") if isinstance(record, dict) else None
+        if not isinstance(shapes, list):
+            raise InputError(f"{path}: has no list 'shapes' as LabelMe's files do; move it away")
+        stored = _text(record, ("imagePath",), str(path)).replace("\\", "/")
+        name = os.path.normpath(path.parent.relative_to(base) / stored).replace("\\", "/")
+        name = "/".join(part for part in name.split("/") if part != "..")
+        width, height = record.get("imageWidth"), record.get("imageHeight")
+        size = (width, height) if type(width) is type(height) is int and width > 0 else None
+        groups: dict[Any, Item] = {}
+        for number, shape in enumerate(shapes, 1):
+            where = f"{path}, shape {number}"
+            if not isinstance(shape, dict):
+                raise InputError(f"{where}: is not an object")
+            polygon = _polygon(shape, size, where)
+            label = _optional(shape, "label", where)
+            lines = _optional(shape, "description", where).strip().splitlines()
+            group = shape.get("group_id")
+            key = ("alone", number) if group is None else ("group", str(group))
+            item = groups.setdefault(key, Item(where, name, [], [[]], size=size))
+            item.embedded = path if record.get("imageData") else None
+            item.category = item.category or (label if lines else "")
+            item.expressions += [line for line in lines or [label] if line not in item.expressions]
+            item.objects[0].append(polygon)
+        yield from groups.values()
+
+
+def _polygon(shape: dict[str, Any], size: tuple[int, int] | None, where: str) -> list[float]:
+    """Corners [x0, y0, x1, y1, …] of a polygon, rectangle or circle."""
+    kind = shape.get("shape_type", "polygon")
+    needed = {"polygon": 3, "rectangle": 2, "circle": 2}
+    if kind not in needed:
+        raise InputError(f"{where}: is a {kind!r:.40}; {', '.join(needed)} are converted")
+    try:
+        points = np.asarray(shape.get("points"), np.float64)
+    except (TypeError, ValueError, OverflowError):
+        points = np.empty(0)
+    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        raise InputError(f"{where}: its 'points' are not a list of [x, y]")
+    if len(points) < needed[kind] or (kind == "circle" and len(points) > 2):
+        raise InputError(f"{where}: a {kind} of {len(points)} points")
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        points = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    elif kind == "circle":
+        angles = np.arange(CIRCLE_CORNERS) * (2 * math.pi / CIRCLE_CORNERS)
+        radius = np.hypot(*(points[1] - points[0]))
+        points = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        if size:  # a circle may leave the image
+            points = points.clip(0, size)
+    return [float(value) for value in points.ravel()]
+
+
+def merge(items: Iterable[Item]) -> list[Item]:
+    """Join items of the same objects in one image: their expressions are of one reference.
+
+    Raises:
+        InputError: they have different splits.
+    """
+    merged: dict[tuple[str, str], Item] = {}
+    for item in items:
+        first = merged.setdefault((item.image, repr(item.objects)), item)
+        if first is not item:
+            if item.split != first.split:
+                raise InputError(
+                    f"{item.where}: split {item.split!r:.40}, but {first.split!r:.40} in "
+                    f"{first.where}, which has the same object"
+                )
+            first.expressions += item.expressions
+            first.category = first.category or item.category
+    return list(merged.values())
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, without its byte order mark.
+
+    Raises:
+        InputError: it cannot be read, or has another encoding.
+    """
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise InputError(f"{path}, line {line}: is not UTF-8; save the file as UTF-8") from None
+
+
+def _json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each record of JSON lines, or of a list in a .json file, with its place."""
+    text = read_text(path)
+    if path.suffix.lower() == ".json":
+        content = _parse(text, str(path))
+        if not isinstance(content, list):
+            raise InputError(f"{path}: is not a list of records")
+        pairs: Iterable[tuple[str, Any]] = (
+            (f"{path}, record {number}", record) for number, record in enumerate(content, 1)
+        )
+    else:  # not splitlines: strings may hold other line separators
+        lines = enumerate(text.split("\n"), 1)
+        places = ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+        pairs = ((where, _parse(line, where)) for where, line in places)
+    for where, record in pairs:
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: is not an object with 'image', 'expressions', …")
+        yield where, record
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{where}: is not JSON ({str(e)[:80]})") from None
+
+
+def _csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row of a CSV file separated by commas, semicolons or tabs, with its place."""
+    text = read_text(path)
+    head = text.partition("\n")[0]
+    separator = max(",;\t", key=head.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        names = [name.strip().lower() for name in reader.fieldnames or []]
+        reader.fieldnames = names
+        missing = [name for name in needed if name not in names]
+        if missing:
+            there = ", ".join(names)[:200] or "nothing"
+            raise InputError(f"{path}, line 1: no column '{missing[0]}'; the header has {there}")
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise InputError(
+                    f"{where}: more fields than the {len(names)} of the header; put an expression "
+                    f"with '{separator}' in double quotes"
+                )
+            values = {name: (value or "").strip() for name, value in row.items()}
+            if any(values.values()):
+                yield where, values
+    except csv.Error as e:
+        raise InputError(f"{path}, line {reader.line_num}: is not CSV ({e})") from None
+
+
+def _text(record: dict[str, Any], keys: Sequence[str], where: str) -> str:
+    value = next((record[key] for key in keys if key in record), None)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: '{keys[0]}' is missing, or is not a name")
+    return value
+
+
+def _optional(record: dict[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{where}: '{key}' is {value!r:.40}, not a text")
+    return value or ""
+
+
+def _expressions(record: dict[str, Any], where: str) -> list[Any]:
+    for key in ("expressions", "expression"):
+        if key in record:
+            return _as_list(record[key])
+    raise InputError(f"{where}: has no 'expressions'")
+
+
+def _mask_file(name: Any, value: Any, where: str) -> MaskFile:
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: 'mask' {name!r:.40} is not a file name or a list of them")
+    value = whole(value)
+    color = isinstance(value, str) and value.startswith("#") and len(value) == 7
+    if color:
+        try:
+            int(value[1:], 16)
+        except ValueError:
+            color = False
+    if not (color or value is None or type(value) is int):
+        raise InputError(f"{where}: 'value' {value!r:.40} is not a whole number or '#rrggbb'")
+    return MaskFile(name, value)
+
+
+def _named(image: dict[str, Any] | None, name: str) -> bool:
+    """Whether an image record has this file name, with or without folders."""
+    return image is not None and f"/{image['file_name']}".endswith(f"/{name}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)

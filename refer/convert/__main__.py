@@ -20,14 +20,13 @@ import shutil
 import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import utils
 from lib.errors import InputError
 from refer import check
 from refer.convert import sources
-from refer.convert.build import Converted, Options, build
+from refer.convert.build import Converted, build
 from refer.convert.parquet import read_parquet
 from refer.datasets import DATASETS
 from refer.images import MAX_PIXELS
@@ -105,10 +104,10 @@ def detect(path: Path, expressions: Path | None) -> str:
     elif path.suffix.lower() in endings:
         return endings[path.suffix.lower()]
     elif path.suffix.lower() == ".json":
-        with suppress(ValueError, RecursionError):
-            content = json.loads(sources.read_text(path))
-            keys = content.keys() if isinstance(content, dict) else set()
-            return "labelme" if "shapes" in keys else "coco" if "annotations" in keys else "jsonl"
+        content = sources.parse(sources.read_text(path), str(path))
+        for key, kind in (("shapes", "labelme"), ("annotations", "coco")):
+            if isinstance(content, dict) and key in content:
+                return kind
     raise InputError(f"--input {path}: cannot tell what it is; give --format {'|'.join(FORMATS)}")
 
 
@@ -131,12 +130,9 @@ def convert(args: Namespace, scratch: Path) -> Converted:
         items = list(read(args.input))
     if not items:
         raise InputError(f"--input {args.input} has no expressions")
-    masks = [args.masks] if args.masks else [base, images]
-    stored, pixels = args.exif == "stored", args.max_pixels
-    return build(
-        items,
-        Options(images, masks, bool(args.masks), scratch, pixels, stored, args.ratios, args.seed),
-    )
+    args.images, args.any_folder = images, bool(args.masks)
+    args.masks = [args.masks] if args.masks else [base, images]
+    return build(items, args, scratch)
 
 
 def write(converted: Converted, args: Namespace) -> None:

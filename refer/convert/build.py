@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import random
 import re
 import warnings
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,31 +34,6 @@ QUALITY = 95  # of upright copies
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line says about images, masks and splits.
-
-    Attributes:
-        images: folder of the images.
-        masks: folders of the masks; the first that has a mask is used.
-        any_folder: a mask may be in another subfolder than its name says.
-        scratch: folder for the images that are written anew.
-        max_pixels: upper limit of an image's size.
-        stored: masks were drawn on the images' pixels as stored, EXIF orientation not applied.
-        ratios: of train, val and test, where no splits are given.
-        seed: of the division into splits.
-    """
-
-    images: Path
-    masks: Sequence[Path]
-    any_folder: bool
-    scratch: Path
-    max_pixels: int
-    stored: bool
-    ratios: Sequence[float]
-    seed: int
-
-
-@dataclass(frozen=True)
 class Converted:
     """A dataset to be written.
 
@@ -75,33 +50,39 @@ class Converted:
     remarks: list[str]
 
 
-def build(items: Sequence[Item], options: Options) -> Converted:
-    """Draw all masks and make the records; writes only to the scratch folder.
+def build(items: Sequence[Item], args: Namespace, scratch: Path) -> Converted:
+    """Draw all masks and make the records.
+
+    Args:
+        items: the references.
+        args: of the command line: images, masks (a list of folders), exif, ratios, seed,
+            max_pixels.
+        scratch: folder for images that are written anew; nothing else is written.
 
     Raises:
         InputError: an image, a mask, an expression or a split is wrong.
     """
-    finder = Finder(options.images, {item.image for item in items})
+    finder = Finder(args.images, {item.image for item in items})
     by_image: dict[Path, list[Item]] = {}
     for item in items:
         item.expressions = [_expression(text, item.where) for text in item.expressions]
         if not item.expressions:
             raise InputError(f"{item.where}: has no expression")
-        by_image.setdefault(_find_image(item, finder, options.scratch), []).append(item)
-    assign_splits(by_image, options.ratios, options.seed)
+        by_image.setdefault(_find_image(item, finder, scratch), []).append(item)
+    assign_splits(by_image, args.ratios, args.seed)
     names = sorted({item.category or "object" for item in items})
     categories = {name: number for number, name in enumerate(names, 1)}
     images, annotations, refs = [], [], []
     files: dict[str, Path] = {}
     turned, empty, sent_id = 0, [], 0
     for image_id, (path, own) in enumerate(utils.progress(by_image.items(), "images", 0), 1):
-        image = open_rgb(path, options.max_pixels)
-        root = options.scratch if path.is_relative_to(options.scratch) else options.images
+        image = open_rgb(path, args.max_pixels)
+        root = scratch if path.is_relative_to(scratch) else args.images
         name = path.relative_to(root).as_posix()
-        orientation = 1 if options.stored else orientation_of(image)
+        orientation = 1 if args.exif == "stored" else orientation_of(image)
         if orientation > 1:
             image = ImageOps.exif_transpose(image)
-            path = _save_upright(image, path, options.scratch / "upright" / name)
+            path = _save_upright(image, path, scratch / "upright" / name)
             turned += 1
         files[name] = path
         width, height = image.size
@@ -109,7 +90,7 @@ def build(items: Sequence[Item], options: Options) -> Converted:
         for item in own:
             if item.size and item.size != image.size:
                 raise InputError(_wrong_size(f"{item.where}: annotations", item.size, image, path))
-            masks = [_draw(drawn, item, image, path, options) for drawn in item.objects]
+            masks = [_draw(drawn, item, image, path, args) for drawn in item.objects]
             if not all(mask.any() for mask in masks):
                 empty.append(item.where)
             category_id = categories[item.category or "object"]
@@ -196,7 +177,7 @@ def _wrong_size(what: str, size: tuple[int, int], image: Image.Image, path: Path
 
 
 def _draw(
-    drawn: Any, item: Item, image: Image.Image, path: Path, options: Options
+    drawn: Any, item: Item, image: Image.Image, path: Path, args: Namespace
 ) -> npt.NDArray[np.bool_]:
     """The mask (H, W) of an object.
 
@@ -204,8 +185,8 @@ def _draw(
         InputError: it does not exist, is damaged, or does not fit the image.
     """
     if isinstance(drawn, MaskFile):
-        file = _find_mask(drawn.name, item.where, path, options)
-        mask = read_mask(file, drawn.value, options.max_pixels, item.where)
+        file = _find_mask(drawn.name, item.where, path, args)
+        mask = read_mask(file, drawn.value, args.max_pixels, item.where)
         if mask.shape != image.size[::-1]:
             size = mask.shape[1], mask.shape[0]
             raise InputError(_wrong_size(f"{item.where}: mask {file}", size, image, path))
@@ -219,15 +200,15 @@ def _draw(
     return draw_components(drawn, image.height, image.width, item.where) > 0
 
 
-def _find_mask(name: str, where: str, image: Path, options: Options) -> Path:
-    for folder in options.masks:
+def _find_mask(name: str, where: str, image: Path, args: Namespace) -> Path:
+    for folder in args.masks:
         path = Finder(folder, [name]).find(name)
         exact = path and len(path.relative_to(folder).parts) == len(parts_of(name))
-        if path and (exact or options.any_folder):
+        if path and (exact or args.any_folder):
             if path.samefile(image):
                 raise InputError(f"{where}: mask {name!r:.200} is the image itself (--masks)")
             return path
-    folders = " or ".join(map(str, dict.fromkeys(options.masks)))
+    folders = " or ".join(map(str, dict.fromkeys(args.masks)))
     raise InputError(f"{where}: mask {name!r:.200} does not exist in {folders} (--masks)")
 
 
@@ -278,9 +259,7 @@ def _annotation(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     return {"segmentation": rle, "bbox": box, "area": int(mask.sum()), "iscrowd": 0}
 
 
-def assign_splits(
-    by_image: dict[Path, list[Item]], ratios: Sequence[float], seed: int
-) -> None:
+def assign_splits(by_image: dict[Path, list[Item]], ratios: Sequence[float], seed: int) -> None:
     """Check the splits of all items; where none is given, divide the images at random.
 
     Raises:
@@ -291,7 +270,9 @@ def assign_splits(
         item.split = OTHER_NAMES.get(item.split, item.split)
         if item.split and not SPLITS.fullmatch(item.split):
             known = "train, val, test, testA and testB"
-            raise InputError(f"{item.where}: split {item.split!r:.40} is unknown; there are {known}")
+            raise InputError(
+                f"{item.where}: split {item.split!r:.40} is unknown; there are {known}"
+            )
     without = [item for item in items if not item.split]
     if without and len(without) < len(items):
         raise InputError(f"{without[0].where}: has no split, but others have: give all or none")

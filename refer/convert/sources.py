@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,32 +60,25 @@ class Item:
 
 
 def read_jsonl(path: Path) -> Iterator[Item]:
-    """References from JSON lines, or from a JSON list of such records.
+    """References from JSON lines.
 
     Raises:
         InputError: with the line.
     """
-    for where, record in _json_records(path):
+    for where, record in _json_lines(path):
         if "mask" not in record and "segmentation" not in record:
             raise InputError(f"{where}: has no 'mask' and no 'segmentation'; null means no target")
-        mask, segmentation = record.get("mask"), record.get("segmentation")
-        if mask is not None and segmentation is not None:
+        mask, drawn = record.get("mask"), record.get("segmentation")
+        if mask is not None and drawn is not None:
             raise InputError(f"{where}: give 'mask' or 'segmentation', not both")
-        objects: list[Any] = []
+        if isinstance(drawn, list) and drawn and type(drawn[0]) in (int, float):
+            drawn = [drawn]  # one polygon
+        objects: list[Any] = [] if drawn is None else [drawn]
         if mask is not None:
             names, values = _as_list(mask), _as_list(record.get("value"))
             objects = [_mask_file(name, value, where) for name in names for value in values]
-        elif segmentation is not None:
-            flat = isinstance(segmentation, list) and segmentation and _is_number(segmentation[0])
-            objects = [[segmentation] if flat else segmentation]
-        yield Item(
-            where,
-            _text(record, ("image", "file_name"), where),
-            _expressions(record, where),
-            objects,
-            _optional(record, "split", where),
-            _optional(record, "category", where),
-        )
+        extra = _text(record, "split", where), _text(record, "category", where)
+        yield Item(where, _image(record, where), _expressions(record, where), objects, *extra)
 
 
 def read_coco(path: Path, expressions: Path, max_pixels: int) -> list[Item]:
@@ -96,39 +90,35 @@ def read_coco(path: Path, expressions: Path, max_pixels: int) -> list[Item]:
     tables = load_instances(path, max_pixels)
     images = {image["id"]: image for image in tables["images"]}
     categories = {category["id"]: category["name"] for category in tables["categories"]}
-    annotations: dict[int, list[dict[str, Any]]] = {}
+    annotations: dict[Any, list[dict[str, Any]]] = {}
     for annotation in tables["annotations"]:
-        annotations.setdefault(annotation["id"], []).append(annotation)
-    by_csv = expressions.suffix.lower() in (".csv", ".tsv")
-    rows = _csv_rows(expressions, []) if by_csv else _json_records(expressions)
+        if annotation["image_id"] in images:
+            annotations.setdefault(annotation["id"], []).append(annotation)
+    in_csv = expressions.suffix.lower() in (".csv", ".tsv")
     items = []
-    for where, row in rows:
-        key = next((k for k in ("ann_id", "annotation_id") if k in row), None)
-        if key is None:
+    for where, row in _csv_rows(expressions, ["ann_id"]) if in_csv else _json_lines(expressions):
+        if "ann_id" not in row:
             raise InputError(f"{where}: has no 'ann_id'; null or nothing there means no target")
-        name = _optional(row, "image", where) or _optional(row, "file_name", where)
+        name = _text(row, "image", where)
+        here = {
+            i for i, im in images.items() if name and f"/{im['file_name']}".endswith(f"/{name}")
+        }
         chosen = []
-        for ann_id in [whole(i) for i in _as_list(row[key]) if i not in (None, "", -1, "-1")]:
-            named = annotations.get(ann_id, []) if type(ann_id) is int else []
-            if name:
-                named = [a for a in named if _named(images.get(a["image_id"]), name)]
-            if len(named) != 1:
-                what = f"{len(named)} annotations" if named else "no annotation"
-                of = f" of image {name!r}" if name else ""
-                raise InputError(f"{where}: {path} has {what} with id {ann_id!r:.40}{of}")
-            chosen += named
-        ids = {annotation["image_id"] for annotation in chosen}
-        if not ids:
-            ids = {i for i, image in images.items() if name and _named(image, name)}
-        if len(ids) != 1 or not ids <= images.keys():
+        for ann_id in (str(i) for i in _as_list(row["ann_id"]) if i not in (None, "")):
+            found = annotations.get(whole(ann_id), [])
+            found = [a for a in found if not name or a["image_id"] in here]
+            if len(found) != 1:
+                of = f" in {len(here)} images named {name!r}" if name else ""
+                raise InputError(f"{where}: {path} has {len(found)} annotations {ann_id:.40}{of}")
+            chosen += found
+        ids = {annotation["image_id"] for annotation in chosen} or here
+        if len(ids) != 1:
             raise InputError(f"{where}: {len(ids)} images of {path} are meant: name one ('image')")
         image = images[ids.pop()]
         category = categories.get(chosen[0].get("category_id"), "") if chosen else ""
         objects = [annotation.get("segmentation") for annotation in chosen]
-        size = image["width"], image["height"]
-        split = _optional(row, "split", where)
-        texts = _expressions(row, where)
-        items.append(Item(where, image["file_name"], texts, objects, split, category, size))
+        extra = _text(row, "split", where), category, (image["width"], image["height"])
+        items.append(Item(where, image["file_name"], _expressions(row, where), objects, *extra))
     return merge(items)
 
 
@@ -145,7 +135,7 @@ def read_masks(source: Path) -> list[Item]:
         mask, value = row["mask"], row.get("value") or None
         objects = [_mask_file(mask, value, where)] if mask else []
         extra = row.get("split", ""), row.get("category", "")
-        items.append(Item(where, row["image"], [row["expression"]], objects, *extra))
+        items.append(Item(where, _image(row, where), [row["expression"]], objects, *extra))
     return merge(items)
 
 
@@ -172,11 +162,11 @@ def read_labelme(source: Path) -> Iterator[Item]:
     for path in paths:
         if source.is_dir() and path.name == "instances.json":  # of an earlier conversion
             continue
-        record = _parse(read_text(path), str(path))
+        record = parse(read_text(path), str(path))
         shapes = record.get("shapes") if isinstance(record, dict) else None
         if not isinstance(shapes, list):
             raise InputError(f"{path}: has no list 'shapes' as LabelMe's files do; move it away")
-        stored = _text(record, ("imagePath",), str(path)).replace("\\", "/")
+        stored = _image(record, str(path), "imagePath").replace("\\", "/")
         name = os.path.normpath(path.parent.relative_to(base) / stored).replace("\\", "/")
         name = "/".join(part for part in name.split("/") if part != "..")
         width, height = record.get("imageWidth"), record.get("imageHeight")
@@ -187,8 +177,8 @@ def read_labelme(source: Path) -> Iterator[Item]:
             if not isinstance(shape, dict):
                 raise InputError(f"{where}: is not an object")
             polygon = _polygon(shape, size, where)
-            label = _optional(shape, "label", where)
-            lines = _optional(shape, "description", where).strip().splitlines()
+            label = _text(shape, "label", where)
+            lines = _text(shape, "description", where).strip().splitlines()
             group = shape.get("group_id")
             key = ("alone", number) if group is None else ("group", str(group))
             item = groups.setdefault(key, Item(where, name, [], [[]], size=size))
@@ -261,27 +251,18 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}, line {line}: is not UTF-8; save the file as UTF-8") from None
 
 
-def _json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each record of JSON lines, or of a list in a .json file, with its place."""
-    text = read_text(path)
-    if path.suffix.lower() == ".json":
-        content = _parse(text, str(path))
-        if not isinstance(content, list):
-            raise InputError(f"{path}: is not a list of records")
-        pairs: Iterable[tuple[str, Any]] = (
-            (f"{path}, record {number}", record) for number, record in enumerate(content, 1)
-        )
-    else:  # not splitlines: strings may hold other line separators
-        lines = enumerate(text.split("\n"), 1)
-        places = ((f"{path}, line {number}", line) for number, line in lines if line.strip())
-        pairs = ((where, _parse(line, where)) for where, line in places)
-    for where, record in pairs:
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: is not an object with 'image', 'expressions', …")
-        yield where, record
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each record of JSON lines, with its place."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # strings may hold U+2028
+        where = f"{path}, line {number}"
+        if line.strip():
+            record = parse(line, where)
+            if not isinstance(record, dict):
+                raise InputError(f"{where}: is not an object {{...}}")
+            yield where, record
 
 
-def _parse(text: str, where: str) -> Any:
+def parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
@@ -315,14 +296,13 @@ def _csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str
         raise InputError(f"{path}, line {reader.line_num}: is not CSV ({e})") from None
 
 
-def _text(record: dict[str, Any], keys: Sequence[str], where: str) -> str:
-    value = next((record[key] for key in keys if key in record), None)
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: '{keys[0]}' is missing, or is not a name")
-    return value
+def _image(record: dict[str, Any], where: str, key: str = "image") -> str:
+    if name := _text(record, key, where):
+        return name
+    raise InputError(f"{where}: has no '{key}'")
 
 
-def _optional(record: dict[str, Any], key: str, where: str) -> str:
+def _text(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if value is not None and not isinstance(value, str):
         raise InputError(f"{where}: '{key}' is {value!r:.40}, not a text")
@@ -340,25 +320,11 @@ def _mask_file(name: Any, value: Any, where: str) -> MaskFile:
     if not isinstance(name, str) or not name:
         raise InputError(f"{where}: 'mask' {name!r:.40} is not a file name or a list of them")
     value = whole(value)
-    color = isinstance(value, str) and value.startswith("#") and len(value) == 7
-    if color:
-        try:
-            int(value[1:], 16)
-        except ValueError:
-            color = False
+    color = isinstance(value, str) and re.fullmatch("#[0-9A-Fa-f]{6}", value)
     if not (color or value is None or type(value) is int):
         raise InputError(f"{where}: 'value' {value!r:.40} is not a whole number or '#rrggbb'")
     return MaskFile(name, value)
 
 
-def _named(image: dict[str, Any] | None, name: str) -> bool:
-    """Whether an image record has this file name, with or without folders."""
-    return image is not None and f"/{image['file_name']}".endswith(f"/{name}")
-
-
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)

@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 import utils
 from lib.errors import InputError
 from refer.check import OUTSIDE, overshoot, polygons_of
-from refer.convert.sources import Item, MaskFile, read_text
+from refer.convert.sources import Item, MaskFile, inner, read_text
 from refer.images import check_pixels, open_rgb
 from refer.masks import draw_components, run_lengths
 from refer.names import Finder, parts_of
@@ -62,7 +62,7 @@ def build(items: Sequence[Item], args: Namespace, scratch: Path) -> Converted:
     Raises:
         InputError: an image, a mask, an expression or a split is wrong.
     """
-    finder = Finder(args.images, {item.image for item in items})
+    finder = Finder(args.images, {inner(item.image) for item in items})
     by_image: dict[Path, list[Item]] = {}
     for item in items:
         item.expressions = [_expression(text, item.where) for text in item.expressions]
@@ -142,12 +142,13 @@ def _expression(text: Any, where: str) -> str:
 
 def _find_image(item: Item, finder: Finder, scratch: Path) -> Path:
     """The file of an item's image; one that only a LabelMe file holds is written to `scratch`."""
-    if path := finder.find(item.image):
+    if path := finder.find(inner(item.image)):
         return path
-    path = scratch.joinpath(*parts_of(item.image))
+    path = scratch.joinpath(*parts_of(inner(item.image)))
     if item.embedded and not path.exists():
         try:
-            data = base64.b64decode(json.loads(read_text(item.embedded))["imageData"])
+            data = json.loads(read_text(item.embedded))["imageData"]
+            data = base64.b64decode(data, validate=True)
         except (ValueError, TypeError) as e:
             raise InputError(f"{item.embedded}: 'imageData' is damaged ({e})") from None
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,13 +202,19 @@ def _draw(
 
 
 def _find_mask(name: str, where: str, image: Path, args: Namespace) -> Path:
+    inside = inner(name)
     for folder in args.masks:
-        path = Finder(folder, [name]).find(name)
-        exact = path and len(path.relative_to(folder).parts) == len(parts_of(name))
-        if path and (exact or args.any_folder):
-            if path.samefile(image):
-                raise InputError(f"{where}: mask {name!r:.200} is the image itself (--masks)")
-            return path
+        path = folder / name
+        if not path.is_file():
+            found = Finder(folder, [inside]).find(inside)
+            if not found:
+                continue
+            path = found
+            if not args.any_folder and len(path.relative_to(folder).parts) < len(parts_of(inside)):
+                continue  # a mask that is missing must not be taken from elsewhere
+        if path.samefile(image):
+            raise InputError(f"{where}: mask {name!r:.200} is the image itself (--masks)")
+        return path
     folders = " or ".join(map(str, dict.fromkeys(args.masks)))
     raise InputError(f"{where}: mask {name!r:.200} does not exist in {folders} (--masks)")
 
@@ -245,7 +252,7 @@ def read_mask(
         raise
     except Image.UnidentifiedImageError:
         kinds = ", ".join(MASK_FORMATS)
-        raise InputError(f"{where}: mask {path} is not {kinds}, which keep every pixel") from None
+        raise InputError(f"{where}: mask {path} is not {kinds} (lossless), or damaged") from None
     except Exception as e:  # PIL's decoders raise nearly anything for damaged files
         raise InputError(f"{where}: mask {path} cannot be read: {str(e)[:120]}") from None
     if pixels.ndim == 2:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -166,9 +166,8 @@ def read_labelme(source: Path) -> Iterator[Item]:
         shapes = record.get("shapes") if isinstance(record, dict) else None
         if not isinstance(shapes, list):
             raise InputError(f"{path}: has no list 'shapes' as LabelMe's files do; move it away")
-        stored = _image(record, str(path), "imagePath").replace("\\", "/")
-        name = os.path.normpath(path.parent.relative_to(base) / stored).replace("\\", "/")
-        name = "/".join(part for part in name.split("/") if part != "..")
+        stored = _image(record, str(path), "imagePath")
+        name = inner(f"{path.parent.relative_to(base).as_posix()}/{stored}")
         width, height = record.get("imageWidth"), record.get("imageHeight")
         size = (width, height) if type(width) is type(height) is int and width > 0 else None
         groups: dict[Any, Item] = {}
@@ -293,7 +292,16 @@ def _csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str
             if any(values.values()):
                 yield where, values
     except csv.Error as e:
-        raise InputError(f"{path}, line {reader.line_num}: is not CSV ({e})") from None
+        raise InputError(f"{path}, line {reader.reader.line_num}: is not CSV ({e})") from None
+
+
+def inner(name: str) -> str:
+    """A file's name without '..', which leads out of a folder that --images or --masks may name."""
+    parts = name.replace("\\", "/").split("/")
+    if not {".", ".."} & set(parts):
+        return name
+    parts = posixpath.normpath("/".join(parts)).split("/")
+    return "/".join(part for part in parts if part != "..")
 
 
 def _image(record: dict[str, Any], where: str, key: str = "image") -> str:

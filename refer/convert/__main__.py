@@ -27,7 +27,6 @@ from lib.errors import InputError
 from refer import check
 from refer.convert import sources
 from refer.convert.build import Converted, build
-from refer.convert.parquet import read_parquet
 from refer.datasets import DATASETS
 from refer.images import MAX_PIXELS
 
@@ -116,6 +115,8 @@ def convert(args: Namespace, scratch: Path) -> Converted:
     base = args.input if args.input.is_dir() else args.input.parent
     images = args.images or base
     if args.format == "parquet":
+        from refer.convert.parquet import read_parquet
+
         paths = sorted(args.input.rglob("*.parquet")) if args.input.is_dir() else [args.input]
         refs, tables = read_parquet(paths)
         names = [image["file_name"] for image in tables["images"]]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import random
 import re
 import warnings
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lib.errors import InputError
 from refer.check import OUTSIDE, overshoot, polygons_of
 from refer.convert.sources import Item, MaskFile, inner, read_text
 from refer.images import check_pixels, open_rgb
+from refer.instances import Record
 from refer.masks import draw_components, run_lengths
 from refer.names import Finder, parts_of
 from refer.rare_images import orientation_of
@@ -44,7 +46,7 @@ class Converted:
         remarks: lines to print.
     """
 
-    refs: list[dict[str, Any]]
+    refs: list[Record]
     instances: dict[str, Any]
     files: dict[str, Path]
     remarks: list[str]
@@ -63,74 +65,67 @@ def build(items: Sequence[Item], args: Namespace, scratch: Path) -> Converted:
         InputError: an image, a mask, an expression or a split is wrong.
     """
     finder = Finder(args.images, {inner(item.image) for item in items})
+    embedded = scratch / "embedded"
     by_image: dict[Path, list[Item]] = {}
     for item in items:
         item.expressions = [_expression(text, item.where) for text in item.expressions]
         if not item.expressions:
             raise InputError(f"{item.where}: has no expression")
-        by_image.setdefault(_find_image(item, finder, scratch), []).append(item)
+        by_image.setdefault(_find_image(item, finder, embedded), []).append(item)
     assign_splits(by_image, args.ratios, args.seed)
     names = sorted({item.category or "object" for item in items})
     categories = {name: number for number, name in enumerate(names, 1)}
-    images, annotations, refs = [], [], []
-    files: dict[str, Path] = {}
-    turned, empty, sent_id = 0, [], 0
-    for image_id, (path, own) in enumerate(utils.progress(by_image.items(), "images", 0), 1):
-        image = open_rgb(path, args.max_pixels)
-        root = scratch if path.is_relative_to(scratch) else args.images
-        name = path.relative_to(root).as_posix()
-        orientation = 1 if args.exif == "stored" else orientation_of(image)
-        if orientation > 1:
-            image = ImageOps.exif_transpose(image)
-            path = _save_upright(image, path, scratch / "upright" / name)
+    made = Converted([], {"images": [], "annotations": []}, {}, [])
+    made.instances["categories"] = [{"id": i, "name": name} for name, i in categories.items()]
+    sent_ids, turned = itertools.count(1), 0
+    empty: list[str] = []
+    for image_id, (source, own) in enumerate(utils.progress(by_image.items(), "images", 0), 1):
+        image = open_rgb(source, args.max_pixels)
+        root = embedded if source.is_relative_to(embedded) else args.images
+        name = source.relative_to(root).as_posix()
+        made.files[name] = source
+        if args.exif == "upright" and orientation_of(image) > 1:
             turned += 1
-        files[name] = path
-        width, height = image.size
-        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+            made.files[name] = scratch / "upright" / name
+            image = _save_upright(image, source, made.files[name])
+        size = {"width": image.width, "height": image.height}
+        made.instances["images"].append({"id": image_id, "file_name": name} | size)
         for item in own:
             if item.size and item.size != image.size:
-                raise InputError(_wrong_size(f"{item.where}: annotations", item.size, image, path))
-            masks = [_draw(drawn, item, image, path, args) for drawn in item.objects]
+                what = f"{item.where}: annotations"
+                raise InputError(_wrong_size(what, item.size, image, source))
+            masks = [_draw(drawn, item.where, image, source, args) for drawn in item.objects]
             if not all(mask.any() for mask in masks):
                 empty.append(item.where)
-            category_id = categories[item.category or "object"]
+            ids = {"image_id": image_id, "category_id": categories[item.category or "object"]}
             ann_ids = []
-            for mask in masks:
-                if mask.any():
-                    ann_ids.append(len(annotations) + 1)
-                    place = {"id": ann_ids[-1], "image_id": image_id, "category_id": category_id}
-                    annotations.append(place | _annotation(mask))
-            sentences = []
-            for text in item.expressions:
-                sent, sent_id = text.lower(), sent_id + 1
-                sentences.append(
-                    {"sent_id": sent_id, "raw": text, "sent": sent, "tokens": sent.split()}
-                )
-            refs.append(
-                {
-                    "ref_id": len(refs) + 1,
-                    "ann_id": ann_ids[0] if len(ann_ids) == 1 else ann_ids,
-                    "category_id": category_id,
-                    "image_id": image_id,
-                    "file_name": name,
-                    "split": item.split,
-                    "sent_ids": [sentence["sent_id"] for sentence in sentences],
-                    "sentences": sentences,
-                }
-            )
-    remarks = []
+            for mask in filter(np.any, masks):
+                ann_ids.append(len(made.instances["annotations"]) + 1)
+                made.instances["annotations"].append({"id": ann_ids[-1]} | ids | _outline(mask))
+            ids["ref_id"] = len(made.refs) + 1
+            made.refs.append(ids | {"file_name": name} | _reference(item, ann_ids, sent_ids))
     if turned:
         what = "with EXIF orientation: an upright copy of each is written, without metadata"
-        remarks.append(f"{turned} of {len(by_image)} images {what}")
+        made.remarks.append(f"{turned} of {len(by_image)} images {what}")
     if empty:
         what = "have an object without a pixel, which is left out; the first"
-        remarks.append(f"{len(empty)} of {len(refs)} references {what}: {empty[0]}")
-    tables = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+        made.remarks.append(f"{len(empty)} of {len(items)} references {what}: {empty[0]}")
+    return made
+
+
+def _reference(item: Item, ann_ids: list[int], sent_ids: Iterator[int]) -> Record:
+    """The part of a reference's record that says nothing of its image."""
+    sentences = [
+        {"sent_id": next(sent_ids), "raw": text, "sent": sent, "tokens": sent.split()}
+        for text in item.expressions
+        for sent in [text.lower()]
+    ]
+    return {
+        "ann_id": ann_ids[0] if len(ann_ids) == 1 else ann_ids,
+        "split": item.split,
+        "sent_ids": [sentence["sent_id"] for sentence in sentences],
+        "sentences": sentences,
     }
-    return Converted(refs, tables, files, remarks)
 
 
 def _expression(text: Any, where: str) -> str:
@@ -140,11 +135,11 @@ def _expression(text: Any, where: str) -> str:
     return " ".join(words)
 
 
-def _find_image(item: Item, finder: Finder, scratch: Path) -> Path:
-    """The file of an item's image; one that only a LabelMe file holds is written to `scratch`."""
+def _find_image(item: Item, finder: Finder, folder: Path) -> Path:
+    """The file of an item's image; one that only a LabelMe file holds is written to `folder`."""
     if path := finder.find(inner(item.image)):
         return path
-    path = scratch.joinpath(*parts_of(inner(item.image)))
+    path = folder.joinpath(*parts_of(inner(item.image)))
     if item.embedded and not path.exists():
         try:
             data = json.loads(read_text(item.embedded))["imageData"]
@@ -160,13 +155,17 @@ def _find_image(item: Item, finder: Finder, scratch: Path) -> Path:
     return path
 
 
-def _save_upright(image: Image.Image, source: Path, path: Path) -> Path:
-    """Write an image again, in the format of its file's ending or as PNG."""
-    kind = Image.registered_extensions().get(source.suffix.lower(), "PNG")
+def _save_upright(image: Image.Image, source: Path, path: Path) -> Image.Image:
+    """Turn an image as its EXIF orientation says; write it in the format of its name, or as PNG."""
+    try:
+        pixels = np.asarray(ImageOps.exif_transpose(image))
+    except Exception:  # PIL raises many kinds for damaged metadata
+        raise InputError(f"image {source} has damaged EXIF data: save it again") from None
+    kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = Image.fromarray(np.asarray(image))  # without metadata
-    plain.save(path, format=kind if kind in Image.SAVE else "PNG", quality=QUALITY)
-    return path
+    upright = Image.fromarray(pixels)  # without metadata
+    upright.save(path, format=kind if kind in Image.SAVE else "PNG", quality=QUALITY)
+    return upright
 
 
 def _wrong_size(what: str, size: tuple[int, int], image: Image.Image, path: Path) -> str:
@@ -178,7 +177,7 @@ def _wrong_size(what: str, size: tuple[int, int], image: Image.Image, path: Path
 
 
 def _draw(
-    drawn: Any, item: Item, image: Image.Image, path: Path, args: Namespace
+    drawn: Any, where: str, image: Image.Image, source: Path, args: Namespace
 ) -> npt.NDArray[np.bool_]:
     """The mask (H, W) of an object.
 
@@ -186,19 +185,17 @@ def _draw(
         InputError: it does not exist, is damaged, or does not fit the image.
     """
     if isinstance(drawn, MaskFile):
-        file = _find_mask(drawn.name, item.where, path, args)
-        mask = read_mask(file, drawn.value, args.max_pixels, item.where)
+        file = _find_mask(drawn.name, where, source, args)
+        mask = read_mask(file, drawn.value, args.max_pixels, where)
         if mask.shape != image.size[::-1]:
             size = mask.shape[1], mask.shape[0]
-            raise InputError(_wrong_size(f"{item.where}: mask {file}", size, image, path))
+            raise InputError(_wrong_size(f"{where}: mask {file}", size, image, source))
         return mask
     beyond = overshoot(polygons_of(drawn), *image.size)
     if not beyond <= OUTSIDE:
-        size = "{}x{}".format(*image.size)
-        raise InputError(
-            f"{item.where}: a polygon leaves the image {path} of {size} by {beyond:.0f} pixels"
-        )
-    return draw_components(drawn, image.height, image.width, item.where) > 0
+        what = f"{source} of {image.width}x{image.height} pixels by {beyond:.0f}"
+        raise InputError(f"{where}: a polygon leaves the image {what}")
+    return draw_components(drawn, image.height, image.width, where) > 0
 
 
 def _find_mask(name: str, where: str, image: Path, args: Namespace) -> Path:
@@ -240,9 +237,9 @@ def read_mask(
             check_pixels(f"{where}: mask {path}", image.width, image.height, max_pixels)
             if isinstance(value, str):
                 color = [int(value[i : i + 2], 16) for i in (1, 3, 5)]
-                return (np.asarray(image.convert("RGB")) == color).all(axis=-1)
+                return np.asarray((np.asarray(image.convert("RGB")) == color).all(axis=-1))
             if value is not None and image.mode in ("P", "L", "1", "I", "I;16", "I;16B"):
-                return np.asarray(image).astype(np.int64) == value
+                return np.asarray(np.asarray(image, np.int64) == value)
             if value is not None:
                 raise InputError(f"{where}: mask {path} is {image.mode}: give 'value' as '#rrggbb'")
             if image.mode in ("P", "PA", "LA"):
@@ -256,11 +253,11 @@ def read_mask(
     except Exception as e:  # PIL's decoders raise nearly anything for damaged files
         raise InputError(f"{where}: mask {path} cannot be read: {str(e)[:120]}") from None
     if pixels.ndim == 2:
-        return pixels != 0
-    return pixels[..., :3].any(axis=-1) & (pixels[..., 3:] > 0).all(axis=-1)
+        return np.asarray(pixels != 0)
+    return np.asarray(pixels[..., :3].any(axis=-1) & (pixels[..., 3:] > 0).all(axis=-1))
 
 
-def _annotation(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _outline(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     rle = run_lengths(mask)
     box = [float(value) for value in coco_mask.toBbox(rle)]
     return {"segmentation": rle, "bbox": box, "area": int(mask.sum()), "iscrowd": 0}

@@ -11,8 +11,8 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from lib.errors import InputError
 
-COLUMNS = ("sent_ids", "file_name", "ann_id", "ref_id", "image_id", "split", "sentences")
-COLUMNS += ("category_id", "raw_anns", "raw_image_info")
+COLUMNS = ["sent_ids", "file_name", "ann_id", "ref_id", "image_id", "split", "sentences"]
+COLUMNS += ["category_id", "raw_anns", "raw_image_info"]
 
 
 def read_parquet(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -37,7 +37,7 @@ def read_parquet(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str,
             missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
             if missing:
                 raise InputError(f"{path}: has no column '{missing[0]}'; is it a copy of RefCOCO?")
-            for batch in file.iter_batches(columns=list(COLUMNS)):
+            for batch in file.iter_batches(columns=COLUMNS):
                 for row in batch.to_pylist():
                     annotation = _parsed(row.pop("raw_anns"))
                     image = _parsed(row.pop("raw_image_info"))

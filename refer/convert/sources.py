@@ -10,13 +10,13 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from lib.errors import InputError
-from refer.instances import load_instances, whole
+from refer.instances import Record, load_instances, whole
 
 CIRCLE_CORNERS = 72
 
@@ -78,7 +78,13 @@ def read_jsonl(path: Path) -> Iterator[Item]:
             names, values = _as_list(mask), _as_list(record.get("value"))
             objects = [_mask_file(name, value, where) for name in names for value in values]
         extra = _text(record, "split", where), _text(record, "category", where)
-        yield Item(where, _image(record, where), _expressions(record, where), objects, *extra)
+        yield Item(
+            where,
+            _text(record, "image", where, needed=True),
+            _expressions(record, where),
+            objects,
+            *extra,
+        )
 
 
 def read_coco(path: Path, expressions: Path, max_pixels: int) -> list[Item]:
@@ -90,7 +96,10 @@ def read_coco(path: Path, expressions: Path, max_pixels: int) -> list[Item]:
     tables = load_instances(path, max_pixels)
     images = {image["id"]: image for image in tables["images"]}
     categories = {category["id"]: category["name"] for category in tables["categories"]}
-    annotations: dict[Any, list[dict[str, Any]]] = {}
+    by_name: dict[str, list[Record]] = {}
+    for image in tables["images"]:
+        by_name.setdefault(PurePosixPath(image["file_name"]).name, []).append(image)
+    annotations: dict[Any, list[Record]] = {}
     for annotation in tables["annotations"]:
         if annotation["image_id"] in images:
             annotations.setdefault(annotation["id"], []).append(annotation)
@@ -100,9 +109,8 @@ def read_coco(path: Path, expressions: Path, max_pixels: int) -> list[Item]:
         if "ann_id" not in row:
             raise InputError(f"{where}: has no 'ann_id'; null or nothing there means no target")
         name = _text(row, "image", where)
-        here = {
-            i for i, im in images.items() if name and f"/{im['file_name']}".endswith(f"/{name}")
-        }
+        alike = by_name.get(PurePosixPath(name).name, [])
+        here = {i["id"] for i in alike if f"/{i['file_name']}".endswith(f"/{name}")}
         chosen = []
         for ann_id in (str(i) for i in _as_list(row["ann_id"]) if i not in (None, "")):
             found = annotations.get(whole(ann_id), [])
@@ -130,23 +138,22 @@ def read_masks(source: Path) -> list[Item]:
     Raises:
         InputError: with the line.
     """
+    if source.is_dir():
+        found = sorted(p for p in source.iterdir() if p.suffix.lower() in (".csv", ".tsv"))
+        if len(found) != 1:
+            raise InputError(f"--input {source} has {len(found)} CSV files: name the file itself")
+        source = found[0]
     items = []
-    for where, row in _csv_rows(the_csv(source), ["image", "mask", "expression"]):
+    for where, row in _csv_rows(source, ["image", "mask", "expression"]):
         mask, value = row["mask"], row.get("value") or None
         objects = [_mask_file(mask, value, where)] if mask else []
         extra = row.get("split", ""), row.get("category", "")
-        items.append(Item(where, _image(row, where), [row["expression"]], objects, *extra))
+        items.append(
+            Item(
+                where, _text(row, "image", where, needed=True), [row["expression"]], objects, *extra
+            )
+        )
     return merge(items)
-
-
-def the_csv(source: Path) -> Path:
-    """The CSV file of a folder, which has one; a file itself."""
-    if not source.is_dir():
-        return source
-    found = sorted(p for p in source.iterdir() if p.suffix.lower() in (".csv", ".tsv"))
-    if len(found) != 1:
-        raise InputError(f"--input {source} holds {len(found)} CSV files: name the file itself")
-    return found[0]
 
 
 def read_labelme(source: Path) -> Iterator[Item]:
@@ -166,7 +173,7 @@ def read_labelme(source: Path) -> Iterator[Item]:
         shapes = record.get("shapes") if isinstance(record, dict) else None
         if not isinstance(shapes, list):
             raise InputError(f"{path}: has no list 'shapes' as LabelMe's files do; move it away")
-        stored = _image(record, str(path), "imagePath")
+        stored = _text(record, "imagePath", str(path), needed=True)
         name = inner(f"{path.parent.relative_to(base).as_posix()}/{stored}")
         width, height = record.get("imageWidth"), record.get("imageHeight")
         size = (width, height) if type(width) is type(height) is int and width > 0 else None
@@ -188,7 +195,7 @@ def read_labelme(source: Path) -> Iterator[Item]:
         yield from groups.values()
 
 
-def _polygon(shape: dict[str, Any], size: tuple[int, int] | None, where: str) -> list[float]:
+def _polygon(shape: Record, size: tuple[int, int] | None, where: str) -> list[float]:
     """Corners [x0, y0, x1, y1, …] of a polygon, rectangle or circle."""
     kind = shape.get("shape_type", "polygon")
     needed = {"polygon": 3, "rectangle": 2, "circle": 2}
@@ -250,7 +257,7 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}, line {line}: is not UTF-8; save the file as UTF-8") from None
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
     """Each record of JSON lines, with its place."""
     for number, line in enumerate(read_text(path).split("\n"), 1):  # strings may hold U+2028
         where = f"{path}, line {number}"
@@ -304,20 +311,16 @@ def inner(name: str) -> str:
     return "/".join(part for part in parts if part != "..")
 
 
-def _image(record: dict[str, Any], where: str, key: str = "image") -> str:
-    if name := _text(record, key, where):
-        return name
-    raise InputError(f"{where}: has no '{key}'")
-
-
-def _text(record: dict[str, Any], key: str, where: str) -> str:
+def _text(record: Record, key: str, where: str, needed: bool = False) -> str:
     value = record.get(key)
     if value is not None and not isinstance(value, str):
         raise InputError(f"{where}: '{key}' is {value!r:.40}, not a text")
+    if needed and not value:
+        raise InputError(f"{where}: has no '{key}'")
     return value or ""
 
 
-def _expressions(record: dict[str, Any], where: str) -> list[Any]:
+def _expressions(record: Record, where: str) -> list[Any]:
     for key in ("expressions", "expression"):
         if key in record:
             return _as_list(record[key])

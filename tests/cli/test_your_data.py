@@ -68,7 +68,7 @@ def run(folder: Path, words: list[str], shapes: Shapes) -> str:
         bert = str(shapes.root / "bert")
         script += [*TINY, "--ck_bert", bert, "--bert_tokenizer", bert, "--device", "cpu"]
         script += ["--text_from_scratch", "--lang_layers", "all", "--pretrained_swin_weights", ""]
-        script += ["--epochs", "1"]
+        script += ["--epochs", "1", "--batch-size", "8"]
     elif script[0] == "test.py":
         script += ["--workers", "0"]
     script[0] = str(REPO / script[0]) if script[0].endswith(".py") else script[0]

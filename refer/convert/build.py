@@ -229,7 +229,7 @@ def read_mask(
         where: it is named, for error messages.
 
     Raises:
-        InputError: it cannot be read, or has no such values.
+        InputError: it cannot be read, or its pixels are colors and `value` is a number.
     """
     try:
         with warnings.catch_warnings(), Image.open(path, formats=MASK_FORMATS) as image:
@@ -257,7 +257,8 @@ def read_mask(
     return np.asarray(pixels[..., :3].any(axis=-1) & (pixels[..., 3:] > 0).all(axis=-1))
 
 
-def _outline(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _outline(mask: npt.NDArray[np.bool_]) -> Record:
+    """The part of an annotation's record that says where the object is."""
     rle = run_lengths(mask)
     box = [float(value) for value in coco_mask.toBbox(rle)]
     return {"segmentation": rle, "bbox": box, "area": int(mask.sum()), "iscrowd": 0}

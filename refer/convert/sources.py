@@ -269,6 +269,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def parse(text: str, where: str) -> Any:
+    """The content of JSON; an InputError that begins with `where` if it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:

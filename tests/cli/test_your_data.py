@@ -9,17 +9,31 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import demo_inference
+import test as test_script
+import train as train_script
 from refer import check
 from refer.convert import __main__ as convert
 from refer.convert.sources import read_jsonl
 from tests.own_data import OwnData
 from tests.scripts import REPO, TIMEOUT, TINY, Shapes, environment
+from tools.report import __main__ as report
 
 PAGE = (REPO / "docs/your_data.md").read_text(encoding="utf-8")
+MAINS = {
+    "refer.convert": convert.main,
+    "refer.check": check.main,
+    "train.py": train_script.main,
+    "test.py": test_script.main,
+    "tools.report": report.main,
+    "demo_inference.py": demo_inference.main,
+}
+Run = Callable[[list[str]], str]
 COCO_IMAGES = "refer/data/images/mscoco/images/train2014"
 
 
@@ -49,55 +63,37 @@ def folder(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_here(
-    folder: Path,
-    words: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> str:
-    """The output of refer.convert or refer.check, run in this process, which is faster."""
-    monkeypatch.chdir(folder)
-    {"refer.convert": convert.main, "refer.check": check.main}[words[2]](words[3:])
-    return capsys.readouterr().out
-
-
-def run(folder: Path, words: list[str], shapes: Shapes) -> str:
-    """The output of a command, with a tiny model in place of the page's."""
-    script = words[1:]
-    if script[0] == "train.py":
-        bert = str(shapes.root / "bert")
-        script += [*TINY, "--ck_bert", bert, "--bert_tokenizer", bert, "--device", "cpu"]
-        script += ["--text_from_scratch", "--lang_layers", "all", "--pretrained_swin_weights", ""]
-        script += ["--epochs", "1", "--batch-size", "8"]
-    elif script[0] == "test.py":
-        script += ["--workers", "0"]
-    script[0] = str(REPO / script[0]) if script[0].endswith(".py") else script[0]
-    done = subprocess.run(
-        [sys.executable, *script],
-        cwd=folder,
-        env=environment() | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout
-
-
-def test_from_photos_to_a_trained_model(
+@pytest.fixture
+def run(
     folder: Path,
     shapes: Shapes,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> Run:
+    """Runs a command in this process, which is faster, with a tiny model in place of the page's."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(REPO))  # tools.report starts test.py
+    bert = str(shapes.root / "bert")
+    tiny = [*TINY, "--ck_bert", bert, "--bert_tokenizer", bert, "--device", "cpu", "--epochs", "1"]
+    tiny += ["--text_from_scratch", "--lang_layers", "all", "--pretrained_swin_weights", ""]
+    more = {"train.py": [*tiny, "--batch-size", "8"], "test.py": ["--workers", "0"]}
+
+    def run(words: list[str]) -> str:
+        script, *rest = words[2:] if words[1] == "-m" else words[1:]
+        MAINS[script]([*rest, *more.get(script, [])])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_from_photos_to_a_trained_model(folder: Path, run: Run) -> None:
     road, kinds = commands()[:6], commands()[6:]
     assert all(words[2] == "refer.convert" for words in kinds)
     for words in road[:2]:
-        assert "mydata(unc) is sound" in run_here(folder, words, monkeypatch, capsys)
+        assert "mydata(unc) is sound" in run(words)
     scripts = ["train.py", "test.py", "-m", "demo_inference.py"]
     assert [words[1] for words in road[2:]] == scripts
-    outputs = [run(folder, words, shapes) for words in road[2:]]
+    outputs = [run(words) for words in road[2:]]
     assert "oIoU" in outputs[1]
     assert (folder / "report.html").stat().st_size > 10_000
     assert len(list((folder / "demo").iterdir())) == 2
@@ -106,16 +102,11 @@ def test_from_photos_to_a_trained_model(
 
 
 @pytest.mark.parametrize("words", commands()[6:], ids=lambda words: Path(words[-1]).name)
-def test_kinds_of_input(
-    folder: Path,
-    words: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_kinds_of_input(run: Run, words: list[str]) -> None:
     if "parquet" in words:
         pytest.importorskip("pyarrow")
     name = Path(words[words.index("--out") + 1]).name
-    assert f"{name}(unc) is sound" in run_here(folder, words, monkeypatch, capsys)
+    assert f"{name}(unc) is sound" in run(words)
 
 
 def test_the_example_lines(tmp_path: Path) -> None:

@@ -131,15 +131,8 @@ OF_MODEL = ("model", "swin_type", "window12", "mha", "fusion_drop", "ape", *CHOI
 FROM_CHECKPOINT = (*OF_MODEL, *OF_BERT, *OF_INPUT, *OF_DATA)
 
 
-def common_parser(description: str, *, trained: bool = False) -> Parser:
-    """The flags of the published scripts, which all scripts take alike.
-
-    Args:
-        description: of the script.
-        trained: it uses a trained model: those :data:`FROM_CHECKPOINT` that are not given are
-            missing in what is parsed, until :mod:`tools.trained` adds them.
-    """
-    p = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def add_model_flags(p: Parser) -> None:
+    """The flags that make a model."""
     add = p.add_argument_group("model").add_argument
     add("--model", default="lavt", choices=list(MODELS))
     add("--swin_type", default="base", choices=list(SWIN_SIZES))
@@ -162,6 +155,26 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     }
     for name, text in helps.items():
         add(f"--{name}", choices=CHOICES[name], default=CHOICES[name][0], help=text)
+
+
+def take_from_checkpoint(p: Parser) -> None:
+    """Leave flags :data:`FROM_CHECKPOINT` that are not given out of what is parsed."""
+    for action in p._actions:
+        if action.dest in FROM_CHECKPOINT:
+            action.default = argparse.SUPPRESS
+            action.help = f"{action.help or action.dest} (default: the checkpoint's)"
+
+
+def common_parser(description: str, *, trained: bool = False) -> Parser:
+    """The flags of the published scripts, which all scripts take alike.
+
+    Args:
+        description: of the script.
+        trained: it uses a trained model: those :data:`FROM_CHECKPOINT` that are not given are
+            missing in what is parsed, until :mod:`tools.trained` adds them.
+    """
+    p = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_model_flags(p)
     add = p.add_argument_group("data").add_argument
     add("--dataset", default="refcoco", help="a folder of the data root")
     add("--splitBy", default="unc", help="unc; umd or google for refcocog")
@@ -170,12 +183,8 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     add("--image_root", default=None, help="folder of the images, if elsewhere")
     add("--max_pixels", type=int, default=MAX_PIXELS, help="upper limit of an image's pixels")
     add("--data_cache", help=argparse.SUPPRESS)  # of earlier versions; ignored
-    add(
-        "--mask_mode",
-        choices=MASK_MODES,
-        default="release",
-        help="pixels in two polygons of an object: background as in the release, or object",
-    )
+    text = "pixels in two polygons: background, or object"
+    add("--mask_mode", choices=MASK_MODES, default="release", help=text)
     add("--text", choices=TEXTS, default="raw", help="expressions as written, or cleaned")
     add("--max_tokens", type=int, help="upper limit of word pieces (20; crossvlt: 21)")
     add("--img_size", type=int, default=480, help="side of the square input, pixels")
@@ -192,12 +201,8 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     add("--compile", action="store_true", help="torch.compile the model")
     add("--channels_last", action="store_true", help="memory format of convolutions")
     add("--tf32", action="store_true", help="float32 matmuls of a GPU in TF32")
-    add(
-        "--accelerate",
-        choices=("auto", "off"),
-        default="auto",
-        help="on a CPU with AVX-512: faster kernels, other rounding",
-    )
+    text = "on a CPU with AVX-512: faster kernels, other rounding"
+    add("--accelerate", choices=("auto", "off"), default="auto", help=text)
     add("--seed", type=int, default=0, help="of all random numbers")
     add("--local_rank", type=int, help=argparse.SUPPRESS)
     add = p.add_argument_group("training").add_argument
@@ -210,10 +215,8 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     add("--lr", type=float, help="initial learning rate (5e-5; crossvlt: 3e-5)")
     add("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-2, help="of AdamW")
     add("--amsgrad", action="store_true", help="AdamW's AMSGrad variant")
-    for action in p._actions if trained else []:
-        if action.dest in FROM_CHECKPOINT:
-            action.default = argparse.SUPPRESS
-            action.help = f"{action.help or action.dest} (default: the checkpoint's)"
+    if trained:
+        take_from_checkpoint(p)
     return p
 
 

@@ -70,7 +70,9 @@ def tokenizer_from(text: str, where: str) -> Tokenizer:
         special = {f"{name}_token": token for name, token in names.items()}
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
     except Exception as error:  # the tokenizer's core raises bare Exception for damaged texts
-        raise InputError(f"{where} is damaged ({str(error)[:100]}): {hub.REMEDY}") from None
+        raise InputError(
+            f"{where} is damaged ({str(error)[:100]}): give its folder by --bert_tokenizer"
+        ) from None
     return _checked(tokenizer, where)
 
 

@@ -50,7 +50,7 @@ def fusions(model: Segmenter) -> list[nn.Module]:
         stages = [stage.layers.attn1 for stage in cast("list[Any]", list(model.backbone))]
     if not stages or not all(isinstance(stage, PWAM | WordFusion) for stage in stages):
         how = getattr(model, "variant", {}).get("fusion", type(model).__name__)
-        raise InputError(f"--attention: with fusion '{how}' pixels do not attend to words")
+        raise InputError(f"this model has no attention to words to show (fusion '{how}')")
     return stages
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from lib.model import Segmenter
 from lib.runtime import AMP, resolve_device
 from lib.visualize import overlay, printable
 from refer.images import MAX_PIXELS, open_rgb, to_rgb
+from utils import log
 
 # A path, PIL's image, (H, W, 3) uint8 array, or (3, H, W) tensor of bytes or of floats in [0, 1].
 ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -76,6 +78,11 @@ class Predictor:
     ) -> None:
         if amp not in AMP:
             raise InputError(f"amp '{amp}': choose one of {', '.join(AMP)}")
+        numbers = {"img_size": img_size, "max_tokens": max_tokens}
+        numbers |= {"batch_size": batch_size, "max_pixels": max_pixels}
+        for name, value in numbers.items():
+            if not isinstance(value, int | np.integer) or not value > 0:
+                raise InputError(f"{name} {value!r}: give a whole number above 0")
         self.model, self.tokenizer = model, tokenizer
         self.img_size, self.max_tokens = img_size, max_tokens
         self.batch_size, self.amp, self.max_pixels = batch_size, amp, max_pixels
@@ -89,7 +96,8 @@ class Predictor:
         device: str | torch.device | None = None,
         amp: str = "off",
         *,
-        bert: str | None = None,
+        bert: str | os.PathLike[str] | None = None,
+        flags: Mapping[str, Any] = MappingProxyType({}),
         img_size: int | None = None,
         max_tokens: int | None = None,
         accelerate: bool = True,
@@ -104,6 +112,8 @@ class Predictor:
             bert: folder or hub name of the text encoder's vocabulary and configuration, for files
                 that have none: those of the releases, and ours of earlier versions
                 (bert-base-uncased).
+            flags: of the model, for what a file does not tell, like {"mha": "2-1-4-2"}; see
+                :data:`lib.checkpoint.rebuild.OF_MODEL`.
             img_size, max_tokens: others than the model was trained with.
             accelerate: use :mod:`lib.cpu` where this machine's CPU gains from it.
             options: further keywords of the class.
@@ -112,20 +122,22 @@ class Predictor:
             InputError: it cannot be read, is not of a model, or the device cannot be used.
         """
         chosen = resolve_device(device)
-        given: dict[str, Any] = {} if bert is None else {"bert_tokenizer": bert}
+        given = dict(flags) | ({} if bert is None else {"bert_tokenizer": os.fspath(bert)})
         if max_tokens is not None:
+            _check_numbers(max_tokens=max_tokens)
             given["max_tokens"] = max_tokens
         trained = open_trained(path, given, accelerate=accelerate)
         settings = trained.settings
-        predictor = cls(
-            trained.model.to(chosen),
-            trained.tokenizer,
-            settings["img_size"] if img_size is None else img_size,
-            settings["max_tokens"] if max_tokens is None else max_tokens,
-            amp=amp,
-            **options,
-        )
+        sizes: dict[str, Any] = {"img_size": img_size, "max_tokens": max_tokens}
+        sizes = {k: settings[k] if size is None else size for k, size in sizes.items()}
+        predictor = cls(trained.model.to(chosen), trained.tokenizer, amp=amp, **sizes, **options)
         predictor.settings = settings
+        if trained.assumed:
+            log.warning("%s", trained.summary)
+        for name, size in sizes.items():
+            if name in trained.recorded and size != settings[name]:
+                trained_with = f"the checkpoint was trained with {settings[name]}"
+                log.warning("warning: %s %s: %s", name, size, trained_with)
         return predictor
 
     @classmethod
@@ -180,7 +192,7 @@ class Predictor:
         Returns:
             The predictions of each pair.
         """
-        requests = [(self.open(image), _as_list(expressions)) for image, expressions in pairs]
+        requests = [(self.open(image), _as_list(texts)) for image, texts in map(_as_pair, pairs)]
         flat = [(i, text) for i, (_, texts) in enumerate(requests) for text in texts]
         results: list[list[Prediction]] = [[] for _ in requests]
         for start in range(0, len(flat), self.batch_size):
@@ -204,7 +216,8 @@ class Predictor:
         Raises:
             InputError: the model has no attention to words.
         """
-        batch = self._batch([self.open(image)], [expression])
+        (text,) = _as_list([expression])
+        batch = self._batch([self.open(image)], [text])
         maps = word_attention(self.model, **batch)
         real = int(batch["attention_mask"].sum())
         pieces = self.tokenizer.convert_ids_to_tokens(batch["input_ids"][0, :real].tolist())
@@ -241,8 +254,24 @@ class Predictor:
         return prepare_batch(batch, self.device)
 
 
-def _as_list(expressions: str | Sequence[str]) -> list[str]:
-    texts = [expressions] if isinstance(expressions, str) else list(expressions)
+def _check_numbers(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int | np.integer) or not value > 0:
+            raise InputError(f"{name} {value!r}: give a whole number above 0")
+
+
+def _as_pair(pair: Any) -> tuple[ImageLike, Any]:
+    if isinstance(pair, tuple | list) and len(pair) == 2:
+        return pair[0], pair[1]
+    raise InputError(f"predict_batch takes pairs of image and expressions, not {pair!r:.60}")
+
+
+def _as_list(expressions: str | Iterable[str]) -> list[str]:
+    if isinstance(expressions, str):
+        return [expressions]
+    if isinstance(expressions, bytes) or not isinstance(expressions, Iterable):
+        raise InputError(f"expressions are texts, not {type(expressions).__name__}")
+    texts = list(expressions)
     for text in texts:
         if not isinstance(text, str):
             raise InputError(f"expression {text!r:.60} is of type {type(text).__name__}, not str")
@@ -262,6 +291,8 @@ def as_rgb(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         return open_upright(Path(image), max_pixels)
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise InputError(f"the image has {image.width}x{image.height} pixels")
         try:
             return to_rgb(image)
         except Exception as e:  # PIL's decoders raise nearly anything for damaged files

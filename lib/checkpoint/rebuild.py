@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import BertConfig
 
@@ -27,11 +27,23 @@ from lib.errors import InputError
 from lib.evaluation.protocol import MASK_MODES, TEXTS, Protocol
 from lib.model import Segmenter, State
 from lib.segmentation import MODELS, build_model
+from lib.swin import SWIN_SIZES
 from lib.variants import CHOICES, ONE_HEAD, PUBLISHED, Variant
 from lib.weights import levels, read_checkpoint
 
+T = TypeVar("T")
+
 # Flags that make a model. A file that tells them decides; see :func:`open_trained`.
 OF_MODEL = ("model", "swin_type", "window", "ape", "mha", "fusion_drop", *CHOICES)
+OF_USE = ("img_size", "max_tokens", "text", "mask_mode", "dataset", "splitBy")
+OF_BERT = ("ck_bert", "bert_tokenizer")
+POSSIBLE: Mapping[str, Collection[str]] = {
+    "model": MODELS,
+    "swin_type": SWIN_SIZES,
+    "text": TEXTS,
+    "mask_mode": MASK_MODES,
+    **CHOICES,
+}
 # Names by which weights of a model are found below those that wrappers add.
 PROBES = (
     "backbone.patch_embed.proj.weight",
@@ -54,7 +66,9 @@ class Trained:
         tokenizer: of its text encoder.
         settings: values of :data:`OF_MODEL`, img_size, max_tokens and text; dataset, splitBy and
             mask_mode where the file records them.
-        recorded: names of the settings that the file tells; the others are the published defaults.
+        recorded: names of the settings that the file tells; the others were given, or are the
+            published defaults.
+        assumed: what is taken as published because nothing tells it, in words.
         summary: one line for the log.
     """
 
@@ -62,6 +76,7 @@ class Trained:
     tokenizer: Tokenizer
     settings: dict[str, Any]
     recorded: frozenset[str]
+    assumed: tuple[str, ...]
     summary: str
 
 
@@ -94,8 +109,8 @@ def open_trained(
     else:
         content = read_checkpoint(path)
     state = flat_state(content, path, PROBES)
-    recorded = recorded_args(content)
-    known = _known_flags(content, recorded, state, path)
+    recorded = _recorded(content, path)
+    known = _known_flags(content, recorded, state)
     for name, value in given.items():
         if name in known and not _same(name, value, known[name], recorded):
             raise InputError(
@@ -105,54 +120,76 @@ def open_trained(
     settings: dict[str, Any] = {"mha": ONE_HEAD, "fusion_drop": 0.0, "ape": 0, "swin_type": "base"}
     settings |= {"window": 12, **_published_variant(known, given, state, path)}
     settings |= known | {k: v for k, v in given.items() if k in OF_MODEL}
-    protocol = _protocol(recorded, path)
     usual = Protocol(max_tokens=MODELS[settings["model"]].max_tokens)
     settings |= {name: getattr(usual, name) for name in ("img_size", "max_tokens", "text")}
-    settings |= protocol
-    config, bert_known = _text_config(content, given, state, path)
-    model = build_model(
-        settings["model"],
-        swin_type=settings["swin_type"],
-        window_size=settings["window"],
-        text_config=config,
-        drop_path=0.0,
-        ape_grid=settings["ape"],
-        mha="" if settings["mha"] in ("", ONE_HEAD) else settings["mha"],
-        fusion_drop=settings["fusion_drop"],
-        max_tokens=given.get("max_tokens") or settings["max_tokens"],
-        variant=Variant(**{name: settings[name] for name in CHOICES}),
-        accelerate=accelerate,
-    )
-    load_model(model, content, path)
-    tokenizer = _tokenizer(content, given, path)
+    settings |= {name: recorded[name] for name in OF_USE if name in recorded}
+    config, bert_known = _text_config(content, recorded, given, state, path)
+    try:
+        model = build_model(
+            settings["model"],
+            swin_type=settings["swin_type"],
+            window_size=settings["window"],
+            text_config=config,
+            drop_path=0.0,
+            ape_grid=settings["ape"],
+            mha="" if settings["mha"] in ("", ONE_HEAD) else settings["mha"],
+            fusion_drop=settings["fusion_drop"],
+            max_tokens=given.get("max_tokens") or settings["max_tokens"],
+            variant=Variant(**{name: settings[name] for name in CHOICES}),
+            accelerate=accelerate,
+        )
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from None
+    # What the record lacks is known by now.
+    load_model(model, {**content, "args": recorded | {k: settings[k] for k in OF_MODEL}}, path)
+    tokenizer = _tokenizer(content, recorded, given, path)
     check_vocabulary(tokenizer, model, recorded.get("vocabulary"))
-    known |= protocol
-    summary = _summary(path, settings, known, bert_known, config)
-    return Trained(model.eval(), tokenizer, settings, frozenset(known), summary)
+    told = frozenset(known.keys() | (recorded.keys() & OF_USE))
+    assumed = _assumed(settings, told | given.keys(), bert_known, config)
+    summary = _summary(path, settings, told | given.keys(), assumed)
+    return Trained(model.eval(), tokenizer, settings, told, assumed, summary)
 
 
-def _known_flags(
-    content: Mapping[str, Any],
-    recorded: Mapping[str, Any],
-    state: State,
-    path: str | os.PathLike[str],
-) -> dict[str, Any]:
-    """Values of :data:`OF_MODEL` that the file tells, by its record or by its weights.
+def _recorded(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file records in ``args``, as far as it is of use here.
 
     Raises:
         InputError: a value is not possible.
     """
-    for name in recorded.keys() & OF_MODEL:
-        kind = {"window": int, "ape": int, "fusion_drop": (int, float)}.get(name, str)
-        value = recorded[name]
-        if not (value is None or isinstance(value, kind)):  # type: ignore[arg-type]
+    args = content.get("args")
+    args = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
+    plain = recorded_args(content)
+    found = {}
+    for name in {*OF_MODEL, *OF_USE, *OF_BERT, "vocabulary"} & args.keys():
+        value = args[name]
+        if value is None:
+            continue
+        if name in ("img_size", "max_tokens"):
+            fine = type(value) is int and 0 < value <= MAX_SIDE
+        elif name in ("window", "ape"):
+            fine = type(value) is int and 0 <= value <= MAX_SIDE
+        elif name == "fusion_drop":
+            fine = type(value) in (int, float) and 0 <= value < 1
+        elif name in POSSIBLE:
+            fine = isinstance(value, str) and value in POSSIBLE[name]
+        elif name in ("dataset", "splitBy"):
+            fine = isinstance(value, str) and bool(NAME.fullmatch(value))
+        else:
+            fine = isinstance(value, str)
+        if not fine or name not in plain:
             raise InputError(f"{path} records {name} {str(value)[:40]!r}: it is damaged")
+        found[name] = value
+    return found
+
+
+def _known_flags(
+    content: Mapping[str, Any], recorded: Mapping[str, Any], state: State
+) -> dict[str, Any]:
+    """Values of :data:`OF_MODEL` that the file tells, by its record or by its weights."""
     seen = describe(state)
-    known = {name: recorded[name] for name in OF_MODEL if recorded.get(name) is not None}
+    known = {name: recorded[name] for name in OF_MODEL if name in recorded}
     if "mha" in known:
         known["mha"] = known["mha"] or ONE_HEAD
-    if known.get("model", "lavt") not in MODELS:
-        raise InputError(f"{path} is of model '{known['model']}': there are {', '.join(MODELS)}")
     if "model" not in known:
         separate = any("bert_model" in level for level in levels(content))
         lavt = "lavt" if separate else "lavt_one"
@@ -177,11 +214,14 @@ def _published_variant(
     """
     if known["model"] not in ("lavt", "lavt_one"):
         return {name: getattr(PUBLISHED, name) for name in CHOICES}
-    for name, value in variant_of_names(state).items():
-        if name in known or name in given or getattr(PUBLISHED, name) in value.split(" or "):
-            continue
-        if not (name == "lang_path" and known.get("gate", given.get("gate")) == "off"):
-            raise InputError(f"{path} does not tell its variant: give --{name} {value}")
+    unknown = [
+        f"--{name} {value}"
+        for name, value in variant_of_names(state).items()
+        if not (name in known or name in given or getattr(PUBLISHED, name) in value.split(" or "))
+        and not (name == "lang_path" and "off" in (known.get("gate"), given.get("gate")))
+    ]
+    if unknown:
+        raise InputError(f"{path} does not tell its variant: give {' and '.join(unknown)}")
     return {name: getattr(PUBLISHED, name) for name in CHOICES}
 
 
@@ -196,6 +236,7 @@ def _same(name: str, given: Any, known: Any, recorded: Mapping[str, Any]) -> boo
 
 def _text_config(
     content: Mapping[str, Any],
+    recorded: Mapping[str, Any],
     given: Mapping[str, Any],
     state: State,
     path: str | os.PathLike[str],
@@ -206,13 +247,12 @@ def _text_config(
         InputError: nothing tells it, or what does is damaged or contradicts the file.
     """
     shown = _text_shapes(state)
-    held = content.get("bert")
     folder = given.get("ck_bert")
-    if isinstance(held, Mapping) and "config" in held:
-        config = config_from(held["config"], f"{path}: its record of BERT")
-        source = str(path)
-        if folder:
-            wanted, has = config_values(load_config(folder)), config_values(config)
+    if "bert" in content:
+        config = config_from(_bert(content, path)["config"], f"{path}: its record of BERT")
+        source = "its record"
+        if folder and folder != recorded.get("ck_bert"):
+            wanted, has = config_values(_own(load_config, folder, path)), config_values(config)
             for key in ("hidden_act", *shown, "num_attention_heads", "layer_norm_eps"):
                 if wanted[key] != has[key]:
                     raise InputError(
@@ -241,6 +281,26 @@ def _text_config(
     return config, True
 
 
+def _bert(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The record of the text encoder: its configuration and its tokenizer.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    held = content["bert"]
+    if not (isinstance(held, Mapping) and isinstance(held.get("tokenizer"), str)):
+        raise InputError(f"{path}: its record of BERT is damaged")
+    return {"config": held.get("config"), "tokenizer": held["tokenizer"]}
+
+
+def _own(load: Callable[[str], T], source: str, path: str | os.PathLike[str]) -> T:
+    """Load what was given although the file has its own."""
+    try:
+        return load(source)
+    except InputError as e:
+        raise InputError(f"{path} has its own BERT, leave the flag out; {e}") from e
+
+
 def _text_shapes(state: State) -> dict[str, Any]:
     """What the shapes of weights tell of the text encoder's configuration."""
     shown = {
@@ -255,55 +315,47 @@ def _text_shapes(state: State) -> dict[str, Any]:
 
 
 def _tokenizer(
-    content: Mapping[str, Any], given: Mapping[str, Any], path: str | os.PathLike[str]
+    content: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    given: Mapping[str, Any],
+    path: str | os.PathLike[str],
 ) -> Tokenizer:
-    held = content.get("bert")
-    text = held.get("tokenizer") if isinstance(held, Mapping) else None
-    if given.get("bert_tokenizer") or not isinstance(text, str):
-        return load_tokenizer(given.get("bert_tokenizer") or PLAIN_BERT)
-    return tokenizer_from(text, f"the tokenizer in {path}")
+    """The tokenizer that was given, else that of the file, else bert-base-uncased's."""
+    source = given.get("bert_tokenizer")
+    if "bert" not in content:
+        return load_tokenizer(source or PLAIN_BERT)
+    if source and source != recorded.get("bert_tokenizer"):
+        return _own(load_tokenizer, source, path)
+    return tokenizer_from(_bert(content, path)["tokenizer"], f"the tokenizer in {path}")
 
 
-def _protocol(recorded: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file records of its input and data.
-
-    Raises:
-        InputError: a value is not possible.
-    """
-    found = {}
-    for name in ("img_size", "max_tokens", "text", "mask_mode", "dataset", "splitBy"):
-        value = recorded.get(name)
-        if value is None:
-            continue
-        if name in ("img_size", "max_tokens"):
-            fine = type(value) is int and 0 < value <= MAX_SIDE
-        elif name in ("text", "mask_mode"):
-            fine = value in (TEXTS if name == "text" else MASK_MODES)
-        else:
-            fine = isinstance(value, str) and bool(NAME.fullmatch(value))
-        if not fine:
-            raise InputError(f"{path} records {name} {str(value)[:40]!r}: it is damaged")
-        found[name] = value
-    return found
+def _assumed(
+    settings: Mapping[str, Any], told: Collection[str], bert_known: bool, config: BertConfig
+) -> tuple[str, ...]:
+    """What is taken as published because neither file nor user tells it."""
+    names = ["img_size", "max_tokens", "text"]
+    of_lavt = settings["model"] in ("lavt", "lavt_one")
+    found = [f"{n} {settings[n]}" for n in ["mha"] * of_lavt + names if n not in told]
+    silent = ("gate", "pwam_attention", "pwam_combine", "decoder_features")
+    if of_lavt and not set(silent).issubset(told):
+        found.append("the variant as far as weights do not show it")
+    if not bert_known:
+        found.append(f"BERT's heads {config.num_attention_heads} and its {config.hidden_act}")
+    return tuple(found)
 
 
 def _summary(
     path: str | os.PathLike[str],
     settings: Mapping[str, Any],
-    known: Mapping[str, Any],
-    bert_known: bool,
-    config: BertConfig,
+    told: Collection[str],
+    assumed: Sequence[str],
 ) -> str:
-    """What the model is, and what of it the file does not tell."""
+    """What the model is, and what of it is assumed."""
     usual = {"fusion_drop": 0.0, "ape": 0, "mha": ONE_HEAD, "text": "raw"}
     usual |= {name: getattr(PUBLISHED, name) for name in CHOICES}
     names = [*OF_MODEL, "img_size", "max_tokens", "text"]
-    shown = [f"{n} {settings[n]}" for n in names if n in known and settings[n] != usual.get(n)]
+    shown = [f"{n} {settings[n]}" for n in names if n in told and settings[n] != usual.get(n)]
     line = f"{path}: {', '.join(shown)}"
-    if "dataset" in known:
+    if "dataset" in told:
         line += f"; trained on {settings['dataset']} ({settings.get('splitBy', '?')})"
-    of_no_matter = {"fusion_drop", *CHOICES}  # for training alone; published, or names would tell
-    assumed = [f"{n} {settings[n]}" for n in names if not (n in known or n in of_no_matter)]
-    if not bert_known:
-        assumed.append(f"BERT's heads {config.num_attention_heads}")
-    return line + (f"; not in the file: {', '.join(assumed)}" if assumed else "")
+    return line + (f"; not in the file, taken as published: {', '.join(assumed)}" * bool(assumed))

@@ -117,7 +117,7 @@ def test_crossvlts_is_its_papers(build_nano: Build) -> None:
 
 def test_forms_without_it_say_so(build_nano: Build) -> None:
     model = double(build_nano, variant=Variant(fusion="add"))
-    with pytest.raises(InputError, match="with fusion 'add' pixels do not attend to words"):
+    with pytest.raises(InputError, match=r"no attention to words to show \(fusion 'add'\)"):
         word_attention(model, *batch())
     alone = double(build_nano, variant=Variant(pwam_attention="sigmoid"))
     maps = word_attention(alone, *batch())

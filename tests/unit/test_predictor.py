@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bert import config_values, load_tokenizer, tokenizer_text
-from lib.checkpoint import write_checkpoint
+from lib.checkpoint import read_checkpoint, write_checkpoint
 from lib.checkpoint.pretrained import write_folder
 from lib.checkpoint.rebuild import open_trained
 from lib.errors import InputError
@@ -91,6 +91,7 @@ def test_all_kinds_of_one_image_are_equal(predictor: Predictor, tmp_path: Path) 
         (torch.full((3, 8, 8), 1.5), r"in \[0, 1\]: give it before it is normalised"),
         (torch.full((3, 8, 8), float("nan")), r"in \[0, 1\]"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), "not torch.int64"),
+        (Image.new("RGB", (0, 4)), "the image has 0x4 pixels"),
         ([[1]], "not list"),
         (None, "not NoneType"),
         ("nowhere.png", "nowhere.png does not exist"),
@@ -103,8 +104,31 @@ def test_what_is_no_image_is_named(image: Any, says: str, predictor: Predictor) 
 
 @pytest.mark.parametrize("wrong", [0, None, b"left"])
 def test_what_is_no_expression_is_named(wrong: Any, predictor: Predictor) -> None:
-    with pytest.raises(InputError, match=f"is of type {type(wrong).__name__}, not str"):
+    kind = type(wrong).__name__
+    with pytest.raises(InputError, match=f"is of type {kind}, not str"):
         predictor.predict(photo(9, 9), ["left", wrong])
+    with pytest.raises(InputError, match=f"expressions are texts, not {kind}"):
+        predictor.predict(photo(9, 9), wrong)
+    with pytest.raises(InputError, match=f"is of type {kind}, not str"):
+        predictor.attention(photo(9, 9), wrong)
+    with pytest.raises(InputError, match="takes pairs of image and expressions"):
+        predictor.predict_batch([wrong])
+
+
+def test_what_a_file_does_not_tell_may_be_given_and_is_said(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = read_checkpoint(path)
+    del content["args"]
+    write_checkpoint(content, path)
+    wanted = Predictor.from_checkpoint(path, "cpu", img_size=64).predict(photo(20, 20), "left")
+    assert "not in the file, taken as published: mha 1-1-1-1" in caplog.text
+    flags = {"mha": "2-1-1-1"}
+    other = Predictor.from_checkpoint(path, "cpu", flags=flags, img_size=64)
+    assert other.settings["mha"] == "2-1-1-1"
+    assert not np.array_equal(
+        other.predict(photo(20, 20), "left")[0].probability, wanted[0].probability
+    )
 
 
 def test_a_damaged_image_of_pil(predictor: Predictor, tmp_path: Path) -> None:
@@ -149,7 +173,9 @@ def test_other_sizes_than_trained(path: Path) -> None:
     assert predictor.is_cut(TEXTS[2])
     with pytest.raises(InputError, match="--max_tokens 99: the text encoder has 64 positions"):
         Predictor.from_checkpoint(path, "cpu", max_tokens=99)
-    for options in ({"amp": "half"}, {"device": "cuda:77"}, {"device": "gpu"}):
+    wrong: list[dict[str, Any]] = [{"amp": "half"}, {"device": "cuda:77"}, {"device": "gpu"}]
+    wrong += [{n: v} for n in ("img_size", "max_tokens", "batch_size") for v in (0, -1, "9", 9.0)]
+    for options in wrong:
         with pytest.raises(InputError):
             Predictor.from_checkpoint(path, **options)  # type: ignore[arg-type]
 

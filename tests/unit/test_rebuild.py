@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lib.errors import InputError
 from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.swin import SWIN_SIZES, SwinSize
-from lib.variants import CHOICES, Variant
+from lib.variants import CHOICES, PUBLISHED, Variant
 from tests.refer_files import TINY_BERT
 
 TOKENIZER = load_tokenizer(TINY_BERT)
@@ -85,6 +86,7 @@ def test_a_recorded_model_needs_nothing_else(name: str, tmp_path: Path) -> None:
     model, args = CASES[name]()
     args |= {"swin_type": swin_of(name), "img_size": 96, "max_tokens": 11, "text": "sent"}
     args |= {"dataset": "mine", "splitBy": "x", "mask_mode": "union"}
+    args = asdict(PUBLISHED) | args
     trained = open_trained(write(record(model, **args), tmp_path))
     assert torch.equal(logits(trained.model), logits(model))
     assert not trained.model.training
@@ -130,8 +132,10 @@ def test_published_files_record_nothing(
     assert (s["img_size"], s["max_tokens"]) == (480, 21 if name == "crossvlt" else 20)
     assert ("img_size" in trained.recorded) == release_args
     if not release_args:
-        assert "not in the file: mha 1-1-1-1" in trained.summary
-        assert "img_size 480" in trained.summary.split("not in the file")[1]
+        said = trained.summary.split("not in the file, taken as published: ")[1]
+        assert "img_size 480" in said
+        assert ("mha 1-1-1-1" in said) == (name != "crossvlt")
+        assert ("the variant as far as" in said) == (name != "crossvlt")
 
 
 def test_what_weights_do_not_show_may_be_given(tmp_path: Path) -> None:
@@ -239,8 +243,17 @@ def _words_only(folder: Path) -> Path:
         ({"mha": 3}, "records mha '3'"),
         ({"swin_type": 5}, "records swin_type '5'"),
         ({"fusion_drop": "x"}, "records fusion_drop"),
-        ({"model": "other"}, "is of model 'other'"),
-        ({"gate": "open"}, "--gate open: choose"),
+        ({"model": "other"}, "records model 'other'"),
+        ({"gate": "open"}, "records gate 'open'"),
+        ({"mha": ["2"]}, "records mha"),
+        ({"mha": "99-1-1-1"}, r"a\.pth: --mha 99-1-1-1"),
+        ({"mask_mode": [1]}, "records mask_mode"),
+        ({"vocabulary": 5}, "records vocabulary '5'"),
+        ({"fusion_drop": 5}, "records fusion_drop '5'"),
+        ({"fusion_drop": float("nan")}, "records fusion_drop 'nan'"),
+        ({"fusion_drop": 10**400}, "records fusion_drop"),
+        ({"window": 10**9}, "records window"),
+        ({"img_size": True}, "records img_size 'True'"),
     ],
 )
 def test_damaged_records(damage: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -249,11 +262,47 @@ def test_damaged_records(damage: dict[str, Any], says: str, tmp_path: Path) -> N
         open_trained(write(record(model, **(args | damage)), tmp_path))
 
 
+@pytest.mark.parametrize("bert", [5, {}, {"config": {}}, {"config": {}, "tokenizer": b"{}"}])
+def test_a_damaged_record_of_bert(bert: Any, tmp_path: Path) -> None:
+    model, args = CASES["lavt"]()
+    with pytest.raises(InputError, match="its record of BERT is damaged"):
+        open_trained(write(record(model, **args) | {"bert": bert}, tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["mha", "gate", "pwam_norm", "window", "ape", "model"])
+def test_a_record_that_lacks_an_entry(missing: str, tmp_path: Path) -> None:
+    """What it lacks is told by the weights, or by the user."""
+    model, args = CASES["lavt"]()
+    args["swin_type"] = "nano"
+    left = {k: v for k, v in args.items() if k != missing}
+    path = write(record(model, **left), tmp_path)
+    trained = open_trained(path, {missing: args[missing]})
+    assert torch.equal(logits(trained.model), logits(model))
+    if missing in ("window", "ape", "model", "pwam_norm"):
+        assert torch.equal(logits(open_trained(path).model), logits(model))
+
+
+def test_all_that_cannot_be_told_is_asked_for_at_once(tmp_path: Path) -> None:
+    model = build("lavt", variant=Variant(fusion="mul", lang_path="off"))
+    with pytest.raises(InputError, match=r"--fusion add or mul and --lang_path off"):
+        open_trained(write(dict(model.to_published()), tmp_path), {"ck_bert": str(TINY_BERT)})
+
+
+def test_a_bert_that_is_gone_is_not_needed(tmp_path: Path) -> None:
+    model, args = CASES["lavt"]()
+    folders = {"ck_bert": "gone/bert", "bert_tokenizer": "gone/bert"}
+    path = write(record(model, swin_type="nano", **args, **folders), tmp_path)
+    assert torch.equal(logits(open_trained(path, folders).model), logits(model))
+    for name in folders:
+        with pytest.raises(InputError, match="has its own BERT, leave the flag out; "):
+            open_trained(path, {name: str(tmp_path / "nowhere")})
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"hidden_size": 1600}, "its text encoder has hidden_size 16, but .* 1600"),
-        ({"num_hidden_layers": 200}, "has num_hidden_layers 2, but .* 200"),
+        ({"hidden_size": 1600}, "its text encoder has hidden_size 16, but its record 1600"),
+        ({"num_hidden_layers": 200}, "has num_hidden_layers 2, but its record 200"),
         ({"num_attention_heads": 3}, "has 3 heads for a width of 16"),
         ({"vocab_size": "x"}, "record of BERT has vocab_size 'x'"),
     ],

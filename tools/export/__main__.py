@@ -7,9 +7,8 @@
 ``pretrained`` is a folder to share, which all scripts and the hub take; ``torch`` is a program of
 torch.export, ``onnx`` a folder with model.onnx, vocabulary and the settings of the input. Inputs
 are image (B, 3, H, W) float32, normalised, input_ids and attention_mask (B, N_l) int64; the output
-is logits (B, 2, H, W). B is free, H, W and N_l are fixed. For files that do not record their BERT,
---bert_tokenizer and --ck_bert name it. docs/other_runtimes.md has a script that needs the ONNX
-folder alone.
+is logits (B, 2, H, W). B is free, H, W and N_l are fixed. For files without a record, flags of the
+model tell what weights do not. docs/other_runtimes.md has a script for the ONNX folder alone.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import utils
-from args import UPPER_LIMITS
+from args import UPPER_LIMITS, Parser, add_model_flags, take_from_checkpoint
 from lib.checkpoint.rebuild import Trained, open_trained
 from lib.errors import InputError
 from tools.export.check import IMAGES
 from tools.export.pretrained import export_pretrained
 from tools.export.programs import export_onnx, export_torch
+from tools.trained import given
 from utils import log
 
 FORMATS: dict[str, Callable[[Trained, argparse.Namespace], None]] = {
@@ -40,11 +40,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         InputError: naming the flag and what it takes.
     """
-    p = utils.Parser(
+    p = Parser(
         prog="python -m tools.export",
         description="Write a trained model for another runtime, and check it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    add_model_flags(p)
+    take_from_checkpoint(p)
     p.add_argument("--resume", required=True, help="checkpoint")
     p.add_argument("--format", required=True, choices=list(FORMATS))
     p.add_argument("--output", required=True, help="torch: a .pt2 file; others: a folder")
@@ -56,8 +58,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--images", default=str(IMAGES), help="folder of images for the check")
     p.add_argument("--batch", type=int, nargs="+", default=[1, 3], help="batch sizes of the check")
     p.add_argument("--results", help="pretrained: test.py's JSON, for the model card")
-    for name in ("bert_tokenizer", "ck_bert"):
-        p.add_argument(f"--{name}", help="hub name or folder (default: the checkpoint's)")
     args = p.parse_args(argv)
     limit = UPPER_LIMITS["img_size"]
     if args.img_size is not None and not 0 < args.img_size <= limit:
@@ -79,11 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export what the command line asks for."""
     args = parse(argv)
     utils.setup_logging(None, 0)
-    names = ("bert_tokenizer", "ck_bert")
-    given = {name: value for name in names if (value := getattr(args, name))}
-    trained = open_trained(args.resume, given, accelerate=False)
+    trained = open_trained(args.resume, given(args), accelerate=False)
     log.info("%s", trained.summary)
-    if args.img_size is not None:
+    trained_side = trained.settings["img_size"]
+    if args.img_size not in (None, trained_side):
+        log.warning("warning: exported at %d pixels, trained at %d", args.img_size, trained_side)
         trained.settings["img_size"] = args.img_size
     FORMATS[args.format](trained, args)
 

@@ -264,8 +264,8 @@ def _check_objects(refer: CheckedREFER) -> list[Check]:
             count += 1
             where = f"annotation {annotation['id']} of reference {ref['ref_id']}"
             segmentation = annotation.get("segmentation")
-            polygons = _polygons(segmentation)
-            beyond = _overshoot(polygons, image["width"], image["height"])
+            polygons = polygons_of(segmentation)
+            beyond = overshoot(polygons, image["width"], image["height"])
             try:
                 inside = polygons if beyond <= OUTSIDE else []
                 pixels, twice = _count_pixels(segmentation, *size, inside, f"{refer!r}: {where}")
@@ -294,7 +294,7 @@ def _check_objects(refer: CheckedREFER) -> list[Check]:
 FloatArray = npt.NDArray[np.float64]
 
 
-def _polygons(segmentation: Any) -> list[FloatArray]:
+def polygons_of(segmentation: Any) -> list[FloatArray]:
     """Each polygon's x0, y0, x1, y1, …; [] for run lengths and anything odd."""
     if not isinstance(segmentation, list):
         return []
@@ -306,7 +306,7 @@ def _polygons(segmentation: Any) -> list[FloatArray]:
     return polygons if plain else []
 
 
-def _overshoot(polygons: Sequence[FloatArray], width: int, height: int) -> float:
+def overshoot(polygons: Sequence[FloatArray], width: int, height: int) -> float:
     """By how many pixels the farthest corner lies outside the image; nan if one is nan."""
     sides = [(-p.min(), p[::2].max() - width, p[1::2].max() - height) for p in polygons]
     return float(np.max(sides, initial=0.0))

@@ -137,8 +137,11 @@ ROW_NOTES = {
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """The entry of a dataset; any other name is a dataset of the user's own, of COCO images."""
-    return DATASETS.get(name) or DatasetInfo(name, name)
+    """The entry of a dataset.
+
+    Any other name is a dataset of the user's own: of the images in its folder, or else of COCO's.
+    """
+    return DATASETS.get(name) or DatasetInfo(name, name, (f"{name}/images", *COCO_FOLDERS))
 
 
 def published_counts(name: str, split_by: str) -> Mapping[str, Counts]:

@@ -93,7 +93,7 @@ def misfit(image: Image.Image, width: int, height: int) -> str:
     text = f"has {image.width}x{image.height} pixels, but its annotations are of {width}x{height}"
     if not _same_shape(image.height, image.width, width, height):
         return f"{text}: it is another image, or cropped; put the original there"
-    if (orientation := _orientation(image)) > 4:
+    if (orientation := orientation_of(image)) > 4:
         return (
             f"{text}: it is stored on its side, with EXIF orientation {orientation}; rewrite it "
             "upright with PIL's ImageOps.exif_transpose"
@@ -107,7 +107,8 @@ def _same_shape(width: int, height: int, other_width: int, other_height: int) ->
     return abs(width * other_height - height * other_width) <= max(sides)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none."""
     with suppress(Exception):  # PIL raises many kinds for damaged metadata
         return int(image.getexif().get(ORIENTATION, 1))
     return 1

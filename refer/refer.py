@@ -482,6 +482,6 @@ def image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Pat
         if not os.path.isdir(given):
             raise InputError(f"image folder {given} does not exist (--image_root); {HELP}")
         inner = given / "train2014"
-        return inner if usual == COCO_FOLDERS and os.path.isdir(inner) else given
+        return inner if COCO_FOLDERS[0] in usual and os.path.isdir(inner) else given
     candidates = [root / folder for folder in usual]
     return next((folder for folder in candidates if os.path.isdir(folder)), candidates[0])

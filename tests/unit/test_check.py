@@ -182,7 +182,7 @@ def test_counting_runs_equals_painting(tmp_path: Path) -> None:
     for ref in refer.sound:
         mask = refer.getMask(ref)["mask"]
         segmentation = refer.refToAnn[ref["ref_id"]]["segmentation"]
-        polygons, size = check._polygons(segmentation), mask.shape
+        polygons, size = check.polygons_of(segmentation), mask.shape
         assert len(polygons) == 1 + ref["ref_id"] % 4
         painted = (np.count_nonzero(mask), np.count_nonzero(mask > 1))
         assert check._count_pixels(segmentation, *size, polygons, "x") == painted

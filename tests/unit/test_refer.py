@@ -287,6 +287,18 @@ def test_usual_image_folders(tmp_path: Path, folder: str) -> None:
     assert refer.open_image(101).size == (16, 12)
 
 
+def test_the_images_of_a_dataset_of_ones_own_come_first(tmp_path: Path) -> None:
+    for dataset in ("mydata", "refcoco"):
+        write_root(tmp_path, dataset=dataset)
+        assert tmp_path / "images/mscoco/images/train2014" == REFER(tmp_path, dataset).IMAGE_DIR
+        write_root(tmp_path, dataset=dataset, images=f"{dataset}/images")
+    assert tmp_path / "mydata/images" == REFER(tmp_path, "mydata").IMAGE_DIR
+    assert tmp_path / "images/mscoco/images/train2014" == REFER(tmp_path, "refcoco").IMAGE_DIR
+    inner = tmp_path / "coco" / "train2014"
+    inner.mkdir(parents=True)
+    assert inner == REFER(tmp_path, "mydata", image_root=inner.parent).IMAGE_DIR
+
+
 @pytest.mark.parametrize("option", ["coco/train2014", "coco"])
 def test_image_root(tmp_path: Path, option: str) -> None:
     write_root(tmp_path, images="coco/train2014")

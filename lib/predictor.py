@@ -90,6 +90,7 @@ class Predictor:
         amp: str = "off",
         *,
         bert: str | None = None,
+        ck_bert: str | None = None,
         img_size: int | None = None,
         max_tokens: int | None = None,
         accelerate: bool = True,
@@ -104,6 +105,7 @@ class Predictor:
             bert: folder or hub name of the text encoder's vocabulary and configuration, for files
                 that have none: those of the releases, and ours of earlier versions
                 (bert-base-uncased).
+            ck_bert: of the configuration alone, if it is elsewhere.
             img_size, max_tokens: others than the model was trained with.
             accelerate: use :mod:`lib.cpu` where this machine's CPU gains from it.
             options: further keywords of the class.
@@ -112,7 +114,8 @@ class Predictor:
             InputError: it cannot be read, is not of a model, or the device cannot be used.
         """
         chosen = resolve_device(device)
-        given: dict[str, Any] = {} if bert is None else {"bert_tokenizer": bert}
+        sources = {"bert_tokenizer": bert, "ck_bert": ck_bert}
+        given: dict[str, Any] = {name: source for name, source in sources.items() if source}
         if max_tokens is not None:
             given["max_tokens"] = max_tokens
         trained = open_trained(path, given, accelerate=accelerate)

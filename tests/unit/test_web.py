@@ -256,10 +256,11 @@ def test_flags_reach_the_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio")
     monkeypatch.setattr(Predictor, "from_checkpoint", take, raising=False)
     monkeypatch.setattr(Predictor, "from_pretrained", take, raising=False)
-    port, bert = ["--port", "0"], ["--bert_tokenizer", "folder"]
+    port, bert = ["--port", "0"], ["--bert_tokenizer", "folder", "--ck_bert", "other"]
     with pytest.raises(Stop):
         web.main(["--resume", "x.pth", "--device", "cpu", "--amp", "bf16", *bert, *port])
     with pytest.raises(Stop):
         web.main(["--pretrained", "owner/name", *port])
-    assert given[0] == (("x.pth",), {"device": "cpu", "amp": "bf16", "bert": "folder"})
-    assert given[1] == (("owner/name",), {"device": None, "amp": "off", "bert": None})
+    text = {"bert": "folder", "ck_bert": "other"}
+    assert given[0] == (("x.pth",), {"device": "cpu", "amp": "bf16", **text})
+    assert given[1] == (("owner/name",), {"device": None, "amp": "off", **dict.fromkeys(text)})

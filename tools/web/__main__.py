@@ -46,9 +46,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="folder of images, or a list as of demo_inference.py --list (default: photos, or "
         "generated scenes for a model of RefShapes)",
     )
-    p.add_argument(
-        "--bert_tokenizer", metavar="SOURCE", help="hub name or folder (default: the checkpoint's)"
-    )
+    for name in ("bert_tokenizer", "ck_bert"):
+        p.add_argument(
+            f"--{name}", metavar="SOURCE", help="hub name or folder (default: the checkpoint's)"
+        )
     p.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="upper limit of an image's")
     p.add_argument("--device", help="cpu, cuda, cuda:N (default: a GPU if there is one)")
     p.add_argument("--amp", default="off", choices=AMP, help="mixed precision")
@@ -89,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs Gradio: make page, or pip install -r requirements-web.txt")
     port = find_port(args.host, args.port)
-    on: dict[str, Any] = {"device": args.device, "amp": args.amp, "bert": args.bert_tokenizer}
+    on: dict[str, Any] = {"device": args.device, "amp": args.amp}
+    on |= {"bert": args.bert_tokenizer, "ck_bert": args.ck_bert}
     if args.resume:
         predictor = Predictor.from_checkpoint(args.resume, **on)
     else:

@@ -102,7 +102,7 @@ def build(
         folder: for all files of visitors, GRADIO_TEMP_DIR; deleted by the caller.
         max_pixels: upper limit of an image's pixels.
     """
-    processing_utils._check_allowed = _check_uploaded
+    processing_utils._check_allowed = _check_uploaded  # type: ignore[assignment]
     # Where a visitor names an image by its address, Gradio would fetch it.
     processing_utils.async_ssrf_protected_download = _fetch_nothing
 
@@ -329,7 +329,8 @@ def serve(page: gr.Blocks, folder: Path, host: str, port: int) -> None:
         },
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the files are deleted
-    address = f"http://localhost:{port}/" if host == "::" else page.local_url
+    shown = "localhost" if host in ("0.0.0.0", "::") else host
+    address = f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
     if host in ("0.0.0.0", "::"):
         address += f" or, from other machines, http://{socket.gethostname()}:{port}/"
     print(f"open {address} in a browser; Ctrl-C ends it", flush=True)

@@ -259,7 +259,7 @@ def test_another_image_clears_the_results(page: Page, server: Server) -> None:
     page.type("#expressions textarea", "red\nblue\ngreen")
     assert len(captions(page)) == 1
     page.click("#segment")
-    page.click("#image button[aria-label=Clear], #image button[title=Clear]")
+    page.click('#image button[title="Remove Image"]')
     page.wait("document.querySelector('#image input[type=file]')")
     page.wait("!document.querySelector('#masks .caption-label')")
     end = time.monotonic() + 60
@@ -503,6 +503,7 @@ def test_examples_without_expressions_give_the_image_alone(tmp_path: Path, brows
     with serving(tmp_path, "--resume", "x", "--examples", str(tmp_path / "images")) as server:
         start(browser, server)
         browser.type("#expressions textarea", "red")
+        browser.wait("document.querySelector('#examples button')")
         browser.click("#examples button")
         browser.wait("document.querySelector('#image img')")
         assert segment(browser, "red", 1)[0].startswith("red")

@@ -74,7 +74,7 @@ shapes: .venv/.ready $(SH)/data/refshapes.json  ## the hard level: for a GPU, 30
 RESUME ?= $(QS)/checkpoints/model_best_quickstart.pth
 
 page: .venv/.ready-web  ## a page for the quickstart's model, or another: make page RESUME=FILE
-	$(RUN) -m tools.web --resume $(RESUME)
+	$(RUN) -m tools.web --resume "$(RESUME)"
 
 test: .venv/.ready-dev  ## lint, types and all tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -55,7 +55,7 @@ class FakePredictor:
     def draw_attention(self, image: Image.Image, expression: str, prediction: Any) -> Image.Image:
         """A plain image, as wide as the expression has words."""
         if not self.attention:
-            raise InputError("with fusion 'mean' pixels do not attend to words")
+            raise InputError("--attention: with fusion 'mean' pixels do not attend to words")
         return Image.new("RGB", (100 * len(expression.split()), 50), "gray")
 
     def is_cut(self, expression: str) -> bool:
@@ -69,7 +69,7 @@ def main() -> None:
     from lib.predictor import Predictor
     from tools.web.__main__ import main as web
 
-    def load(path: str, *_: object) -> FakePredictor:
+    def load(path: str, **_: object) -> FakePredictor:
         return FakePredictor(attention=path != "no-attention", wait=0.3)
 
     Predictor.from_checkpoint = load  # type: ignore[method-assign,assignment]

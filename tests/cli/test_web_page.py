@@ -34,6 +34,7 @@ with_browser = pytest.mark.skipif(
 
 FILE = {"_type": "gradio.FileData"}  # how Gradio marks a file in a message
 RED_BOX = 100 * 90
+NAME = socket.gethostname()
 
 
 @dataclass
@@ -67,9 +68,9 @@ class Server:
             reply = connection.getresponse()
             return reply.status, reply.read().decode("utf-8", "replace")
 
-    def press(self, event: int, data: list[Any]) -> dict[str, Any]:
+    def press(self, event: int, data: list[Any], session: str = "") -> dict[str, Any]:
         """What a button of the page answers."""
-        session = uuid.uuid4().hex
+        session = session or uuid.uuid4().hex
         message = {"data": data, "fn_index": event, "session_hash": session}
         status, text = self.get("/gradio_api/queue/join", message)
         if status != 200:
@@ -78,10 +79,10 @@ class Server:
         messages = [json.loads(line[5:]) for line in lines.splitlines() if line[:5] == "data:"]
         return next(m["output"] for m in messages if m["msg"] == "process_completed")
 
-    def segment_event(self) -> int:
-        """The number of the page's main button."""
+    def event(self, name: str = "segment") -> int:
+        """The number of an event, of the page's main button."""
         events = json.loads(self.get("/config")[1])["dependencies"]
-        return next(e["id"] for e in events if e["api_name"] == "segment")
+        return next(e["id"] for e in events if e["api_name"] == name)
 
 
 def draw_boxes(path: Path, size: tuple[int, int] = (400, 300)) -> Path:
@@ -185,6 +186,13 @@ def note(page: Page, part: str) -> str:
     return page.run("document.querySelector('#notes').innerText")
 
 
+def move_threshold(page: Page, to: float) -> None:
+    page.run(
+        "(() => { const e = document.querySelector('#threshold input[type=range]');"
+        f"e.value = {to}; e.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"
+    )
+
+
 def open_tab(page: Page, name: str) -> None:
     page.run(
         "[...document.querySelectorAll('button[role=tab]')]"
@@ -213,19 +221,53 @@ def test_the_threshold_redraws_without_the_model(page: Page, server: Server) -> 
     upload(page, server.folder / "boxes.png")
     before = segment(page, "red one", 1)
     asked = server.asked()
-    page.type("#threshold input[type=number]", "0.05")
-    page.key("Tab", 9)
+    move_threshold(page, 0.05)
     page.wait(
         "document.querySelector('#masks .caption-label').innerText.includes('100.0 % of the image')"
     )
-    page.type("#threshold input[type=number]", "0.95")
-    page.key("Tab", 9)
+    move_threshold(page, 0.95)
     note(page, "Nothing found for “red one” at threshold 0.95.")
-    page.type("#threshold input[type=number]", "0.5")
-    page.key("Tab", 9)
+    move_threshold(page, 0.5)
     page.wait("document.querySelector('#masks .caption-label').innerText.includes('7.5 %')")
     assert captions(page) == before
     assert server.asked() == asked
+    # Its box takes numbers that the slider does not pass on, so that both would disagree.
+    assert page.run("document.querySelector('#threshold input[type=number]').offsetWidth") == 0
+    page.run("document.querySelector('#threshold input[type=range]').focus()")
+    for _ in range(60):
+        page.key("ArrowRight")
+    page.wait("document.querySelector('#threshold').innerText.includes('probability: 0.99')")
+    assert "nothing found" in captions(page)[0]
+
+
+@with_browser
+def test_the_last_press_counts(page: Page, server: Server) -> None:
+    upload(page, server.folder / "boxes.png")
+    page.type("#expressions textarea", "red\nred one\nred two")
+    page.click("#segment")
+    page.type("#expressions textarea", "blue")
+    move_threshold(page, 0.05)
+    page.click("#segment")
+    page.wait("document.querySelector('#masks .caption-label')?.innerText.startsWith('blue')")
+    assert [text.split(" · ")[1] for text in captions(page)] == ["100.0 % of the image"]
+
+
+@with_browser
+def test_another_image_clears_the_results(page: Page, server: Server) -> None:
+    upload(page, server.folder / "boxes.png")
+    segment(page, "red", 1)
+    page.type("#expressions textarea", "red\nblue\ngreen")
+    assert len(captions(page)) == 1
+    page.click("#segment")
+    page.click('#image button[title="Remove Image"]')
+    page.wait("document.querySelector('#image input[type=file]')")
+    page.wait("!document.querySelector('#masks .caption-label')")
+    end = time.monotonic() + 60
+    while "green" not in server.asked()[-1]:  # the running press is for the image before
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert captions(page) == []
 
 
 @with_browser
@@ -255,7 +297,10 @@ def test_messages_are_clear(page: Page, server: Server) -> None:
 @with_browser
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("fake.jpg", "fake.jpg is not an image"), ("large.png", "large.png has 1200x900 pixels")],
+    [
+        ("fake.jpg", "fake.jpg is not an image"),
+        ("large.png", "large.png has 1200x900 pixels: at most 1,000,000 are taken here"),
+    ],
 )
 def test_bad_files_are_named(page: Page, server: Server, name: str, message: str) -> None:
     (server.folder / "fake.jpg").write_text("no image at all")
@@ -280,8 +325,7 @@ def test_two_visitors_get_their_own_results(page: Page, server: Server, tmp_path
             visitor.wait(f"document.querySelectorAll('#masks .caption-label').length === {count}")
         assert all(text.startswith("red") for text in captions(page))
         assert all(text.startswith("blue") for text in captions(other))
-        other.type("#threshold input[type=number]", "0.95")
-        other.key("Tab", 9)
+        move_threshold(other, 0.95)
         note(other, "Nothing found for “blue”")
         assert "7.5 %" in captions(page)[0]
 
@@ -334,9 +378,26 @@ def test_an_upload_by_request_is_segmented(server: Server) -> None:
     path = upload_by_request(server, "../../evil.png", content)
     assert Path(path).is_relative_to(server.folder / "temp")
     given = {"path": path, "meta": FILE}
-    answer = server.press(server.segment_event(), [given, "red", 0.5])
-    assert answer["data"][1][0]["caption"].startswith("red\n")
+    session = uuid.uuid4().hex
+    server.press(server.event(), [given, "red"], session)
+    for threshold, note in ((0.5, ""), (0.95, "Nothing found")):
+        answer = server.press(server.event("finish"), [None, given, threshold], session)
+        assert answer["data"][1][0]["caption"].startswith("red\n")
+        assert note in answer["data"][5]
     assert server.get(f"/gradio_api/file={path}")[0] == 200
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    """Gradio would keep its name, fail to delete it, and delete nothing after that."""
+    with serving(tmp_path, "--resume", "x") as server:
+        inside = str(next((tmp_path / "temp").glob("page-*")))
+        for path in (inside, f"{inside}/scenes/..", "/etc/passwd"):
+            given = {"path": path, "meta": FILE}
+            answer = server.press(server.event(), [given, "red"])
+            assert answer["error"].startswith("No such upload")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+        assert "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.parametrize("meta", [{"meta": FILE}, {}, {"meta": {}}, {"meta": FILE, "url": "x"}])
@@ -348,12 +409,11 @@ def test_no_message_names_a_file_of_the_server(server: Server, meta: dict[str, A
     paths += ["http://127.0.0.1:1/x.png", "https://example.com/x.png", "README.md"]
     for path in paths:
         given = {"path": str(path)} | meta
-        answer = server.press(server.segment_event(), [given, "red", 0.5])
-        shown = answer["data"][1] if "data" in answer else []
-        assert not shown, path
+        answer = server.press(server.event(), [given, "red"])
+        assert "data" not in answer or "No image" in answer["data"][1], path
         assert "root:" not in json.dumps(answer)
     given = {"path": "http://127.0.0.1:1/x.png", "meta": FILE}
-    assert "data" not in server.press(server.segment_event(), [None, given, 0.5])
+    assert "data" not in server.press(server.event(), [None, given])
     assert server.asked() == asked
 
 
@@ -367,7 +427,7 @@ def test_the_queue_cannot_be_passed_by(server: Server) -> None:
 
 def test_addresses_are_never_fetched(server: Server) -> None:
     given = {"path": "https://example.com/x.png", "meta": FILE}
-    answer = server.press(server.segment_event(), [given, "red", 0.5])
+    answer = server.press(server.event(), [given, "red"])
     assert answer["error"] == "addresses are not fetched: upload the image"
 
 
@@ -401,12 +461,50 @@ def test_what_the_page_does_not_ask_for_is_refused(server: Server, path: str) ->
         assert server.get(path, data)[0] in (403, 404, 405)
 
 
+def test_another_name_of_the_machine_is_refused(server: Server) -> None:
+    """It may be a website's, whose scripts would then reach the page."""
+    for host, status in (("evil.example", 400), (f"localhost:{server.port}", 200)):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
+            connection.request("GET", "/", headers={"Host": host})
+            assert connection.getresponse().status == status
+
+
 def test_ctrl_c_ends_quietly_and_leaves_no_files(tmp_path: Path) -> None:
+    """Even while the model runs, which ended in an abort."""
     with serving(tmp_path, "--resume", "x") as server:
-        upload_by_request(server, "x.txt", b"hello")
-        assert list((tmp_path / "temp").glob("page-*"))
+        path = upload_by_request(server, "x.png", (tmp_path / "boxes.png").read_bytes())
+        assert list((tmp_path / "temp").iterdir())
+        data = [{"path": path, "meta": FILE}, "\n".join(map(str, range(16)))]
+        message = {"data": data, "fn_index": server.event(), "session_hash": "s"}
+        assert server.get("/gradio_api/queue/join", message)[0] == 200
+        while not server.asked():
+            time.sleep(0.05)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == 0
-        opened = f"open {server.address} in a browser; Ctrl-C ends it\n"
-        assert server.log.read_text() == opened
-        assert not list((tmp_path / "temp").glob("page-*"))
+        opened, *rest = server.log.read_text().splitlines()
+        assert opened == f"open {server.address} in a browser; Ctrl-C ends it"
+        assert all(line.startswith("asked for") for line in rest)
+        assert not list((tmp_path / "temp").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("host", "opened"),
+    [("::1", "open http://[::1]:"), ("0.0.0.0", f"from other machines, http://{NAME}:")],
+)
+def test_other_hosts_and_a_free_port(tmp_path: Path, host: str, opened: str) -> None:
+    with serving(tmp_path, "--resume", "x", "--host", host, "--port", "0") as server:
+        assert opened in server.log.read_text()
+
+
+@with_browser
+def test_examples_without_expressions_give_the_image_alone(tmp_path: Path, browser: Page) -> None:
+    (tmp_path / "images").mkdir()
+    draw_boxes(tmp_path / "images" / "boxes.png")
+    with serving(tmp_path, "--resume", "x", "--examples", str(tmp_path / "images")) as server:
+        start(browser, server)
+        browser.type("#expressions textarea", "red")
+        browser.wait("document.querySelector('#examples button')")
+        browser.click("#examples button")
+        browser.wait("document.querySelector('#image img')")
+        assert segment(browser, "red", 1)[0].startswith("red")
+        assert browser.run("document.querySelector('#notes').innerText").strip() == ""

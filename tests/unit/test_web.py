@@ -65,7 +65,7 @@ def test_bad_images_are_one_line_without_the_servers_path(tmp_path: Path, image_
         (None, answers.MAX_EXPRESSIONS, "No image: drop one"),
         (text_file, 10**6, "no image.jpg is not an image"),
         (tmp_path / "gone.png", 10**6, "gone.png does not exist"),
-        (image_file, 119_999, "boxes.png has 400x300 pixels"),
+        (image_file, 119_999, "boxes.png has 400x300 pixels: at most 119,999 are taken here$"),
     ]
     for file, most, message in cases:
         with pytest.raises(InputError, match=message) as caught:
@@ -145,6 +145,15 @@ def test_files_are_the_masks_at_the_threshold(image_file: Path, tmp_path: Path) 
     assert np.asarray(Image.open(everything[0])).all()
 
 
+def test_long_expressions_are_cut_in_captions(image_file: Path) -> None:
+    result = predict(image_file, "x" * 101)
+    ((_, caption),) = answers.draw_masks(result, 0.5)
+    ((_, of_map),) = answers.draw_probabilities(result)
+    short = "x" * 99 + "…"
+    assert (caption, of_map) == (f"{short}\nnothing found", short)
+    assert answers.notes(result, 0.5) == [f"Nothing found for “{short}” at threshold 0.50."]
+
+
 def test_probability_maps_are_brighter_inside(image_file: Path) -> None:
     ((image, caption),) = answers.draw_probabilities(predict(image_file, "red"))
     assert caption == "red"
@@ -157,7 +166,7 @@ def test_attention_of_an_expression(image_file: Path) -> None:
     model: Any = FakePredictor()
     assert answers.draw_attention(model, result, 1).width == 300  # three words
     model.attention = False
-    with pytest.raises(InputError, match="do not attend to words"):
+    with pytest.raises(InputError, match=r"^this model has no attention to words"):
         answers.draw_attention(model, result, 0)
     image_file.unlink()
     with pytest.raises(InputError, match=r"boxes\.png does not exist"):
@@ -206,9 +215,11 @@ def test_given_examples(tmp_path: Path, image_file: Path) -> None:
     ("argv", "message"),
     [
         ([], "give --resume FILE, or --pretrained"),
-        (["--resume", "a", "--pretrained", "b"], "give --resume FILE, or --pretrained"),
+        (["--resume", "a", "--pretrained", "b"], "give only one of --resume and --pretrained"),
         (["--resume", "a", "--max-pixels", "0"], "--max_pixels 0: must be above 0"),
-        (["--resume", "a", "--port", "99999"], "--port 99999"),
+        (["--resume", "a", "--port", "70000"], "^--port 70000: give 1 to 65535, or 0 for a free"),
+        (["--resume", "a", "--port", "-1"], "^--port -1: give 1 to 65535"),
+        (["--resume", "a", "--host", ""], '^--host "": give an address'),
         (["--resume", "a", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
     ],
 )
@@ -245,10 +256,11 @@ def test_flags_reach_the_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio")
     monkeypatch.setattr(Predictor, "from_checkpoint", take, raising=False)
     monkeypatch.setattr(Predictor, "from_pretrained", take, raising=False)
-    port = ["--port", "0"]
+    port, bert = ["--port", "0"], ["--bert_tokenizer", "folder", "--ck_bert", "other"]
     with pytest.raises(Stop):
-        web.main(["--resume", "x.pth", "--device", "cpu", "--amp", "bf16", *port])
+        web.main(["--resume", "x.pth", "--device", "cpu", "--amp", "bf16", *bert, *port])
     with pytest.raises(Stop):
         web.main(["--pretrained", "owner/name", *port])
-    assert given[0] == (("x.pth", "cpu", "bf16"), {})
-    assert given[1] == (("owner/name",), {"device": None, "amp": "off"})
+    text = {"flags": {"bert_tokenizer": "folder", "ck_bert": "other"}}
+    assert given[0] == (("x.pth",), {"device": "cpu", "amp": "bf16", **text})
+    assert given[1] == (("owner/name",), {"device": None, "amp": "off", "flags": {}})

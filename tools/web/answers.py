@@ -6,6 +6,7 @@ Functions of their arguments alone: nothing is shared between visitors. No Gradi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tools.demo_jobs import plan, side_files
 
 MAX_EXPRESSIONS = 16
 MAX_TEXT = 10_000  # characters of all expressions
+MAX_CAPTION = 100  # characters of an expression in captions and messages
 SHOWN_SIDE = 1280  # of a shown image, pixels; files have the image's own size
 
 Levels = npt.NDArray[np.uint8]
@@ -102,7 +104,9 @@ def open_image(file: str | Path | None, max_pixels: int = MAX_PIXELS) -> Image.I
     try:
         return open_upright(Path(file), max_pixels)
     except InputError as e:
-        raise InputError(str(e).replace(str(file), Path(file).name)) from None
+        message = str(e).replace(str(file), Path(file).name)
+        most = f": at most {max_pixels:,} are taken here"
+        raise InputError(re.sub(", more than --max_pixels.*", most, message)) from None
 
 
 def predict(
@@ -148,6 +152,11 @@ def shrink(image: Image.Image) -> Image.Image:
     return small
 
 
+def shorten(expression: str) -> str:
+    """An expression for a caption."""
+    return expression if len(expression) <= MAX_CAPTION else f"{expression[: MAX_CAPTION - 1]}…"
+
+
 def draw_masks(result: Result, threshold: float) -> Shown:
     """The overlay of each expression; its caption has the score and the covered area."""
     shown = []
@@ -155,7 +164,7 @@ def draw_masks(result: Result, threshold: float) -> Shown:
         small = Image.fromarray(mask).resize(result.shown.size, Image.Resampling.NEAREST)
         part = math.ceil(1000 * mask.mean()) / 10  # not 0.0 % of a small object
         what = f"score {result.scores[i]:.2f} · {part:.1f} % of the image"
-        caption = f"{result.expressions[i]}\n{what if mask.any() else 'nothing found'}"
+        caption = f"{shorten(result.expressions[i])}\n{what if mask.any() else 'nothing found'}"
         shown.append((overlay(result.shown, np.asarray(small)), caption))
     return shown
 
@@ -164,7 +173,7 @@ def draw_probabilities(result: Result) -> Shown:
     """The probability map of each expression, from dark (0) to bright (1)."""
     small = (Image.fromarray(levels).resize(result.shown.size) for levels in result.levels)
     maps = (Image.fromarray(colors(np.asarray(levels) / 100)) for levels in small)
-    return list(zip(maps, result.expressions, strict=True))
+    return list(zip(maps, map(shorten, result.expressions), strict=True))
 
 
 def notes(result: Result, threshold: float) -> list[str]:
@@ -174,8 +183,8 @@ def notes(result: Result, threshold: float) -> list[str]:
         for expression, mask in zip(result.expressions, result.masks(threshold), strict=True)
         if not mask.any()
     ]
-    return [f"Nothing found for “{e}” at threshold {threshold:.2f}." for e in empty] + [
-        f"Only the first {result.max_tokens} tokens of “{e}” are read." for e in result.cut
+    return [f"Nothing found for “{shorten(e)}” at threshold {threshold:.2f}." for e in empty] + [
+        f"Only the first {result.max_tokens} tokens of “{shorten(e)}” are read." for e in result.cut
     ]
 
 
@@ -201,4 +210,8 @@ def draw_attention(
     """
     image, expression = open_image(result.file, max_pixels), result.expressions[index]
     (prediction,) = predictor.predict(image, [expression])
-    return predictor.draw_attention(image, expression, prediction)
+    try:
+        return predictor.draw_attention(image, expression, prediction)
+    except InputError as e:
+        without = "this model has no attention to words: with"
+        raise InputError(str(e).replace("--attention: with", without)) from None

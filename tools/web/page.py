@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from typing import Any
 
 import gradio as gr
 from gradio import processing_utils
+from gradio.exceptions import InvalidPathError
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -28,6 +31,7 @@ MAX_FILE = "100mb"  # of an upload
 KEPT = 3600  # seconds that a visitor's files and results are kept, at least
 VISITORS = 64  # whose results are kept
 NO_MASKS = "No masks yet, or older than an hour: press Segment."
+NO_UPLOAD = "No such upload, or older than an hour: give the image again."
 WAITING = 32  # visitors in the queue
 STYLE = """
 .gradio-container {max-width: 1240px !important}
@@ -38,6 +42,7 @@ STYLE = """
 .gallery-item .caption-label {position: static !important; max-width: none; border: 0;
   text-align: left; white-space: pre-line; max-height: 8em; overflow: auto}
 .grid-wrap {max-height: none !important; overflow: visible !important}
+#threshold input[type=number] {display: none}
 @media (max-width: 640px) {.grid-container {grid-template-columns: 1fr !important}}
 """
 # All that the page asks the server for. Gradio can do more, such as fetching other addresses.
@@ -69,6 +74,19 @@ class Gate:
             await self.app(scope, receive, send)
 
 
+_check_allowed = processing_utils._check_allowed
+
+
+def _check_uploaded(path: str | Path, uploaded: bool) -> None:
+    """Gradio's check of a file, without folders, which it would later delete as files."""
+    try:
+        if uploaded and not Path(path).is_file():
+            raise InvalidPathError
+        _check_allowed(path, uploaded)
+    except InvalidPathError:
+        raise gr.Error(NO_UPLOAD, print_exception=False) from None
+
+
 async def _fetch_nothing(url: str, *_: Any, **__: Any) -> str:
     raise gr.Error("addresses are not fetched: upload the image", print_exception=False)
 
@@ -81,17 +99,16 @@ def build(
     Args:
         predictor: the model.
         examples: images and expressions that a visitor may choose.
-        folder: an empty one for all files of visitors; deleted by the caller.
+        folder: for all files of visitors, GRADIO_TEMP_DIR; deleted by the caller.
         max_pixels: upper limit of an image's pixels.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    processing_utils._check_allowed = _check_uploaded  # type: ignore[assignment]
     # Where a visitor names an image by its address, Gradio would fetch it.
     processing_utils.async_ssrf_protected_download = _fetch_nothing
 
     def segment(
         file: str | None,
         text: str,
-        threshold: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio finds it there
     ) -> list[Any]:
         def bar(expressions: Sequence[str]) -> Any:
@@ -100,16 +117,29 @@ def build(
         try:
             result = answers.predict(predictor, file, text, max_pixels, bar)
         except InputError as e:
-            return [None, *[None] * 4, _notes([str(e)]), gr.Dropdown(choices=[], value=None)]
+            return [None, _notes([str(e)]), gr.Dropdown(choices=[], value=None)]
         choices = gr.Dropdown(choices=list(result.expressions), value=result.expressions[0])
-        masks, files, written = draw(result, threshold)
-        return [result, masks, files, answers.draw_probabilities(result), None, written, choices]
+        return [result, "", choices]
+
+    def clear() -> list[Any]:
+        return [*[None] * 5, "", gr.Dropdown(choices=[], value=None)]
+
+    def finish(result: Result | None, file: str | None, threshold: float) -> list[Any]:
+        """Draw what the model found, unless the image was replaced meanwhile."""
+        if result is None:
+            return [*[None] * 5, gr.skip(), gr.skip()]
+        if file is None or Path(file) != result.file:
+            return clear()
+        masks, files, written, _ = draw(result, threshold)
+        maps = answers.draw_probabilities(result)
+        return [gr.skip(), masks, files, maps, None, written, gr.skip()]
 
     def draw(result: Result | None, threshold: float) -> list[Any]:
+        label = gr.Slider(label=_label(threshold))
         if result is None:
-            return [None, None, _notes([NO_MASKS])]
+            return [None, None, _notes([NO_MASKS]), label]
         shown, written = answers.draw_masks(result, threshold), answers.notes(result, threshold)
-        return [shown, None, _notes(written)]
+        return [shown, None, _notes(written), label]
 
     def write(result: Result | None, threshold: float) -> tuple[Any, Any]:
         if result is None:
@@ -150,7 +180,7 @@ def build(
                     0.99,
                     0.5,
                     step=0.01,
-                    label="Threshold of the probability",
+                    label=_label(0.5),
                     info="0.5 is the model's own mask. Moving it does not run the model.",
                     elem_id="threshold",
                 )
@@ -174,21 +204,30 @@ def build(
                     )
                     make = gr.Button("Write files", elem_id="write-files")
                     files = gr.File(label="Files", interactive=False, elem_id="files")
-        samples = _examples(examples, [image, text]) if examples else None
+        told = any(lines for _, lines in examples)
+        samples = _examples(examples, [image, text] if told else [image]) if examples else None
+        # Of presses while one is being answered, the last one counts.
+        common: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "always_last"}
         # The model runs for one visitor at a time; redrawing does not wait for it.
-        on_model: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
-        other: dict[str, Any] = {"concurrency_limit": 4, "api_visibility": "private"}
-        on_model |= {"api_visibility": "private"}
-        asked = [image, text, threshold]
+        on_model = common | {"concurrency_limit": 1, "concurrency_id": "model"}
+        other = common | {"concurrency_limit": 4}
         results = [state, masks, files, maps, figure, notes, which]
-        on_model |= {"show_progress_on": masks}
-        clicked = [button.click, text.submit]
-        for event in [*clicked, samples.then] if samples else clicked:
-            event(segment, asked, results, **on_model)
+        asking = [button.click, text.submit]
+        if samples:
+            cleared = samples.then(clear, None, results, show_progress="hidden", **other)
+            asking += [cleared.then] if told else []
+        for event in asking:
+            event(
+                segment, [image, text], [state, notes, which], show_progress_on=masks, **on_model
+            ).then(finish, [state, image, threshold], results, show_progress="hidden", **other)
+        gr.on([image.upload, image.clear], clear, None, results, show_progress="hidden", **other)
         threshold.change(
-            draw, [state, threshold], [masks, files, notes], show_progress="hidden", **other
+            draw,
+            [state, threshold],
+            [masks, files, notes, threshold],
+            show_progress="hidden",
+            **other,
         )
-        on_model.pop("show_progress_on")
         show.click(attend, [state, which], [figure, notes], **on_model)
         make.click(write, [state, threshold], [files, notes], **other)
     page.queue(max_size=WAITING, api_open=False)
@@ -200,8 +239,9 @@ def _image_input(folder: Path) -> gr.Image:
 
     def path_of(payload: Any) -> str | None:
         path = payload and payload.path
-        if path and not Path(path).resolve().is_relative_to(folder):  # Gradio checks it, too
-            raise gr.Error("this file was not uploaded", print_exception=False)
+        real = Path(path or folder).resolve()
+        if path and not (real.is_relative_to(folder) and real.is_file()):  # see _check_uploaded
+            raise gr.Error(NO_UPLOAD, print_exception=False)
         return path
 
     image = gr.Image(
@@ -215,6 +255,11 @@ def _image_input(folder: Path) -> gr.Image:
     # Its own would open the file, in any of PIL's formats.
     image.preprocess = path_of  # type: ignore[method-assign]
     return image
+
+
+def _label(threshold: float) -> str:
+    """The slider's: its own box for numbers takes ones that it does not pass on."""
+    return f"Threshold of the probability: {threshold:.2f}"
 
 
 def _gallery(name: str) -> gr.Gallery:
@@ -254,10 +299,14 @@ def serve(page: gr.Blocks, folder: Path, host: str, port: int) -> None:
         folder: as there.
         host, port: free, see :mod:`tools.web.__main__`.
     """
-    local = ["localhost", "127.0.0.1", host, *filter(None, [os.environ.get("NO_PROXY")])]
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(local)  # Gradio asks itself
+    own = ["localhost", "127.0.0.1", "::1", host]
+    no_proxy = ",".join([*own, *filter(None, [os.environ.get("NO_PROXY")])])
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = no_proxy  # Gradio asks itself
+    # Another name of this machine may be a website's, whose scripts would then reach the page.
+    alone = host.startswith("127.") or host in own[:3]
+    names = [*own, "[::1]"] if alone else ["*"]
     page.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         share=False,
         quiet=True,
@@ -272,12 +321,23 @@ def serve(page: gr.Blocks, folder: Path, host: str, port: int) -> None:
         pwa=False,
         mcp_server=False,
         css=STYLE,
-        app_kwargs={"middleware": [Middleware(Gate, folder=folder)]},
+        app_kwargs={
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
+                Middleware(Gate, folder=folder),
+            ]
+        },
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the files are deleted
-    print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
+    shown = "localhost" if host in ("0.0.0.0", "::") else host
+    address = f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
+    if host in ("0.0.0.0", "::"):
+        address += f" or, from other machines, http://{socket.gethostname()}:{port}/"
+    print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
     try:
         while True:
             time.sleep(1)
     except KeyboardInterrupt:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
         page.close(verbose=False)

@@ -53,6 +53,7 @@ def load_model(
     path: str | os.PathLike[str],
     *,
     resize: bool = False,
+    recorded: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Load a checkpoint's weights into ``model``, strictly.
 
@@ -62,6 +63,7 @@ def load_model(
         path: of the checkpoint, for messages.
         resize: for a new run, which may be of another variant: resize position embeddings and
             bias tables to the model's.
+        recorded: flags that it was trained with; those in the file if None.
 
     Returns:
         With ``resize``, names of the weights that are not as in the file.
@@ -70,13 +72,13 @@ def load_model(
         InputError: a name or shape differs, or the checkpoint was trained with other flags that
             names and shapes do not show; the message says which flags would fit.
     """
-    own = model.state_dict()
+    own, recorded = model.state_dict(), recorded_args(content) if recorded is None else recorded
     in_file = state = model.from_published(flat_state(content, path, own))
     if resize:
         from lib.checkpoint.swin import resized
 
         state = resized(state, own, str(path))
-    trained = {} if resize else trained_with(recorded_args(content), model.variant)
+    trained = {} if resize else trained_with(recorded, model.variant)
     asked_for = {name: model.variant[name] for name in trained}
     shapes, held = ({k: v.shape for k, v in each.items()} for each in (own, state))
     if shapes != held or trained != asked_for:
@@ -87,7 +89,7 @@ def load_model(
         if value.is_floating_point() != own[name].is_floating_point():
             raise InputError(f"{path} does not fit: {name} is of type {value.dtype}")
     model.load_state_dict(state)
-    model.trained_with = recorded_args(content)
+    model.trained_with = recorded
     changed = [k for k, v in state.items() if resize and v is not in_file.get(k)]
     return [k for k in changed if not k.endswith("relative_position_index")]
 

@@ -141,7 +141,7 @@ def open_trained(
     except InputError as e:
         raise InputError(f"{path}: {e}") from None
     # What the record lacks is known by now.
-    load_model(model, {**content, "args": recorded | {k: settings[k] for k in OF_MODEL}}, path)
+    load_model(model, content, path, recorded=recorded | {k: settings[k] for k in OF_MODEL})
     tokenizer = _tokenizer(content, recorded, given, path)
     check_vocabulary(tokenizer, model, recorded.get("vocabulary"))
     told = frozenset(known.keys() | (recorded.keys() & OF_USE))

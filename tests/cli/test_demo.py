@@ -137,7 +137,7 @@ def test_no_attention_to_draw(tmp_path: Path, image_file: Path) -> None:
     )
     path = save(model, tmp_path / "plain.pth")
     line = ("--image", image_file, "--sentence", "red", "--output", tmp_path / "out", "--attention")
-    with pytest.raises(InputError, match="--attention: with fusion 'concat'"):
+    with pytest.raises(InputError, match="no attention to words to show"):
         run(path, *line, "--fusion", "concat")
     assert files(tmp_path / "out") == []
 

@@ -54,7 +54,7 @@ def build(name: str = "lavt", width: int = 8, **options: object) -> Trained:
             torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
     torch.nn.init.normal_(model.classifier.conv1_1.weight)  # type: ignore[union-attr, arg-type]
     settings = {"model": name, "img_size": SIDE, "max_tokens": 20}
-    return Trained(model.eval(), load_tokenizer(TINY_BERT), settings, frozenset(), "")
+    return Trained(model.eval(), load_tokenizer(TINY_BERT), settings, frozenset(), (), "")
 
 
 def arguments(kind: str, output: Path, *more: str) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lib.errors import InputError
 from lib.predictor import Predictor
 from lib.segmentation import build_model
 from lib.swin import SWIN_SIZES, SwinSize
+from lib.variants import PUBLISHED
 from tests.refer_files import TINY_BERT
 
 TEXTS = ["the blue one", "left", "a dog on the right of the cat"]
@@ -37,7 +39,8 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "config": config_values(model.text_config),
         "tokenizer": tokenizer_text(load_tokenizer(TINY_BERT)),
     }
-    args = {"model": "lavt", "swin_type": "nano", "img_size": 64, "max_tokens": 8}
+    args = {"model": "lavt", "swin_type": "nano", "img_size": 64, "max_tokens": 8, "text": "raw"}
+    args |= asdict(PUBLISHED) | {"mha": ""}
     file = tmp_path / "model_best_refcoco.pth"
     write_checkpoint({**model.to_published(), "bert": bert, "args": args}, file)
     return file

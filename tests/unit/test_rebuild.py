@@ -138,6 +138,14 @@ def test_published_files_record_nothing(
         assert ("the variant as far as" in said) == (name != "crossvlt")
 
 
+@pytest.mark.parametrize("name", ["lavt_one", "crossvlt"])
+def test_a_bare_state_dict(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    state = dict(model.state_dict())
+    trained = open_trained(write(state, tmp_path), {"bert_tokenizer": str(TINY_BERT)})
+    assert torch.equal(logits(trained.model), logits(model))
+
+
 def test_what_weights_do_not_show_may_be_given(tmp_path: Path) -> None:
     model = build("lavt", mha="2-1-4-1", variant=Variant(pwam_norm="batch", pwam_combine="add"))
     path = write(dict(model.to_published()), tmp_path)

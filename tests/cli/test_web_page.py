@@ -272,6 +272,7 @@ def test_another_image_clears_the_results(page: Page, server: Server) -> None:
 
 @with_browser
 def test_an_example_works_at_the_first_click(page: Page) -> None:
+    page.wait("document.querySelector('#examples button')")
     page.click("#examples button")
     page.wait("document.querySelectorAll('#masks .caption-label').length === 2")
     assert [text.split("\n")[0] for text in captions(page)] == ["green box", "blue box"]

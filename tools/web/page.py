@@ -121,7 +121,10 @@ def build(
         choices = gr.Dropdown(choices=list(result.expressions), value=result.expressions[0])
         return [result, "", choices]
 
-    def clear() -> list[Any]:
+    def clear(result: Result | None = None, file: str | None = None) -> list[Any]:
+        """Remove what was found, unless it is of this image: a press may have come before."""
+        if result is not None and file is not None and Path(file) == result.file:
+            return [gr.skip()] * len(results)
         return [*[None] * 5, "", gr.Dropdown(choices=[], value=None)]
 
     def finish(result: Result | None, file: str | None, threshold: float) -> list[Any]:
@@ -205,7 +208,7 @@ def build(
                     make = gr.Button("Write files", elem_id="write-files")
                     files = gr.File(label="Files", interactive=False, elem_id="files")
         told = any(lines for _, lines in examples)
-        samples = _examples(examples, [image, text] if told else [image]) if examples else None
+        samples = _examples(examples, [image, text]) if examples else None
         # Of presses while one is being answered, the last one counts.
         common: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "always_last"}
         # The model runs for one visitor at a time; redrawing does not wait for it.
@@ -214,13 +217,14 @@ def build(
         results = [state, masks, files, maps, figure, notes, which]
         asking = [button.click, text.submit]
         if samples:
-            cleared = samples.then(clear, None, results, show_progress="hidden", **other)
+            cleared = samples.then(clear, [state, image], results, show_progress="hidden", **other)
             asking += [cleared.then] if told else []
         for event in asking:
             event(
                 segment, [image, text], [state, notes, which], show_progress_on=masks, **on_model
             ).then(finish, [state, image, threshold], results, show_progress="hidden", **other)
-        gr.on([image.upload, image.clear], clear, None, results, show_progress="hidden", **other)
+        changed = [image.upload, image.clear]
+        gr.on(changed, clear, [state, image], results, show_progress="hidden", **other)
         threshold.change(
             draw,
             [state, threshold],

@@ -157,12 +157,13 @@ def add_model_flags(p: Parser) -> None:
         add(f"--{name}", choices=CHOICES[name], default=CHOICES[name][0], help=text)
 
 
-def take_from_checkpoint(p: Parser) -> None:
+def take_from_checkpoint(p: Parser) -> Parser:
     """Leave flags :data:`FROM_CHECKPOINT` that are not given out of what is parsed."""
     for action in p._actions:
         if action.dest in FROM_CHECKPOINT:
             action.default = argparse.SUPPRESS
             action.help = f"{action.help or action.dest} (default: the checkpoint's)"
+    return p
 
 
 def common_parser(description: str, *, trained: bool = False) -> Parser:
@@ -183,8 +184,7 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     add("--image_root", default=None, help="folder of the images, if elsewhere")
     add("--max_pixels", type=int, default=MAX_PIXELS, help="upper limit of an image's pixels")
     add("--data_cache", help=argparse.SUPPRESS)  # of earlier versions; ignored
-    text = "pixels in two polygons: background, or object"
-    add("--mask_mode", choices=MASK_MODES, default="release", help=text)
+    add("--mask_mode", choices=MASK_MODES, default="release", help="see docs/evaluation.md")
     add("--text", choices=TEXTS, default="raw", help="expressions as written, or cleaned")
     add("--max_tokens", type=int, help="upper limit of word pieces (20; crossvlt: 21)")
     add("--img_size", type=int, default=480, help="side of the square input, pixels")
@@ -201,8 +201,7 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     add("--compile", action="store_true", help="torch.compile the model")
     add("--channels_last", action="store_true", help="memory format of convolutions")
     add("--tf32", action="store_true", help="float32 matmuls of a GPU in TF32")
-    text = "on a CPU with AVX-512: faster kernels, other rounding"
-    add("--accelerate", choices=("auto", "off"), default="auto", help=text)
+    add("--accelerate", choices=("auto", "off"), default="auto", help="kernels for AVX-512")
     add("--seed", type=int, default=0, help="of all random numbers")
     add("--local_rank", type=int, help=argparse.SUPPRESS)
     add = p.add_argument_group("training").add_argument
@@ -215,9 +214,7 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     add("--lr", type=float, help="initial learning rate (5e-5; crossvlt: 3e-5)")
     add("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-2, help="of AdamW")
     add("--amsgrad", action="store_true", help="AdamW's AMSGrad variant")
-    if trained:
-        take_from_checkpoint(p)
-    return p
+    return take_from_checkpoint(p) if trained else p
 
 
 def variant(args: argparse.Namespace) -> Variant:

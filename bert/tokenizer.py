@@ -66,8 +66,7 @@ def tokenizer_from(text: str, where: str) -> Tokenizer:
 
     try:
         core = tokenizers.Tokenizer.from_str(text)
-        names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-        special = {f"{name}_token": token for name, token in names.items()}
+        special = {f"{n}_token": f"[{n.upper()}]" for n in ("pad", "unk", "cls", "sep", "mask")}
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
     except Exception as error:  # the tokenizer's core raises bare Exception for damaged texts
         raise InputError(

@@ -72,7 +72,7 @@ def load_model(
         InputError: a name or shape differs, or the checkpoint was trained with other flags that
             names and shapes do not show; the message says which flags would fit.
     """
-    own, recorded = model.state_dict(), recorded_args(content) if recorded is None else recorded
+    own, recorded = model.state_dict(), recorded or recorded_args(content)
     in_file = state = model.from_published(flat_state(content, path, own))
     if resize:
         from lib.checkpoint.swin import resized

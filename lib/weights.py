@@ -154,9 +154,9 @@ def unwrap(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
+    """SHA-256 of a file, or of the weights of a folder to share, hexadecimal."""
+    digest, path = hashlib.sha256(), Path(path)
+    with open(path / "model.safetensors" if path.is_dir() else path, "rb") as f:
         while chunk := f.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -16,7 +16,6 @@ from lib.weights import read_checkpoint
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FILES = (CONFIG, WEIGHTS, TOKENIZER)
 KIND = "referring-segmentation"  # of config.json's entry "kind"
-MAX_BYTES = 64 << 20  # of config.json and tokenizer.json
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
@@ -33,8 +32,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
         )
     try:
         for name in (CONFIG, TOKENIZER):
-            if (folder / name).stat().st_size > MAX_BYTES:
-                raise InputError(f"{folder / name} has more than {MAX_BYTES >> 20} MB")
+            if (folder / name).stat().st_size > hub.MAX_BYTES:
+                raise InputError(f"{folder / name} has more than {hub.MAX_BYTES >> 20} MB")
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
     except (OSError, ValueError, RecursionError) as e:

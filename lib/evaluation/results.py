@@ -68,12 +68,11 @@ def write_results(
     Raises:
         InputError: a file cannot be written.
     """
-    resume = Path(arguments["resume"])
-    weights = resume / "model.safetensors" if resume.is_dir() else resume
+    resume = arguments["resume"]
     content = {
         "splits": {split: summary.as_dict() for split, summary in summaries.items()},
         "protocol": protocol.as_dict(),
-        "checkpoint": {"path": str(resume), "sha256": checkpoint.file_hash(weights)},
+        "checkpoint": {"path": str(resume), "sha256": checkpoint.file_hash(resume)},
         "args": arguments,
         "seed": arguments["seed"],
         "environment": utils.environment() | {"device": device},

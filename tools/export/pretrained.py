@@ -108,8 +108,7 @@ def metrics_table(path: Path, resume: Path) -> str:
         raise InputError(f"--results {path} cannot be read: {e.strerror}") from e
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise InputError(f"--results {path} is not what test.py writes: run it again") from e
-    weights = resume / "model.safetensors" if resume.is_dir() else resume
-    if of_file != file_hash(weights):
+    if of_file != file_hash(resume):
         raise InputError(f"--results {path} are of another checkpoint than {resume}: run test.py")
     return "\n".join(lines)
 

@@ -125,12 +125,22 @@ class Page:
             time.sleep(0.02)
 
     def click(self, selector: str) -> None:
-        """Press the mouse where the first such element is."""
-        x, y = self.run(
+        """Press the mouse where the first such element is, once it is there and at rest.
+
+        A page that is still laying itself out moves its buttons away from under the mouse.
+        """
+        where = (
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            "e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
+            "if (!e) return null; e.scrollIntoView({block: 'center', behavior: 'instant'});"
+            "const r = e.getBoundingClientRect();"
             "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
+        self.wait(f"document.querySelector({json.dumps(selector)})")
+        before, place = None, self.run(where)
+        while place is None or place != before:
+            time.sleep(0.05)
+            before, place = place, self.run(where)
+        x, y = place
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

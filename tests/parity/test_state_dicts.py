@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bert import config_values
 from lib import checkpoint
 from lib.checkpoint import load_model, read_checkpoint
 from lib.checkpoint.layouts import flat_state
@@ -172,6 +173,7 @@ def test_what_train_py_saves_is_what_the_release_reads(
     trainer.epoch, trainer.step, trainer.steps, trainer.skipped = 4, 0, 5, 0
     trainer.loss_sum, trainer.loss_count, trainer.recent = 0.0, 0, []
     trainer.best_oIoU = 50.0
+    trainer.bert = {"config": config_values(model.text_config), "tokenizer": None}
     path = tmp_path / "model_best.pth"
     checkpoint.write_checkpoint(trainer.state_dict([trainer.get_rank_state()]), path)
 

@@ -16,8 +16,8 @@ from lib.evaluation.protocol import Protocol
 from lib.evaluation.published import look_up
 from lib.evaluation.summary import summary
 from lib.evaluation.tables import Entry, Results
-from refer.datasets import PUBLISHED_ROWS as ROWS
 from refer.datasets import published_counts
+from refer.published import PUBLISHED_ROWS as ROWS
 from tests.scripts import REPO
 
 NAMES = {"RefCOCO": "refcoco", "RefCOCO+": "refcoco+", "G-Ref": "refcocog"}

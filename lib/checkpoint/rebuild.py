@@ -31,7 +31,7 @@ from lib.variants import CHOICES, ONE_HEAD, PUBLISHED, Variant
 from lib.weights import levels, read_checkpoint
 
 # Flags that make a model. A file that tells them decides; see :func:`open_trained`.
-OF_MODEL = ("model", "swin_type", "window", "ape", "mha", "fusion_drop", *CHOICES)
+OF_MODEL = ("model", "swin_type", "window", "ape", "mha", "fusion_drop", "no_target_head", *CHOICES)
 # Names by which weights of a model are found below those that wrappers add.
 PROBES = (
     "backbone.patch_embed.proj.weight",
@@ -119,6 +119,7 @@ def open_trained(
         ape_grid=settings["ape"],
         mha="" if settings["mha"] in ("", ONE_HEAD) else settings["mha"],
         fusion_drop=settings["fusion_drop"],
+        no_target_head=settings["no_target_head"],
         max_tokens=given.get("max_tokens") or settings["max_tokens"],
         variant=Variant(**{name: settings[name] for name in CHOICES}),
         accelerate=accelerate,
@@ -143,9 +144,10 @@ def _known_flags(
         InputError: a value is not possible.
     """
     for name in recorded.keys() & OF_MODEL:
-        kind = {"window": int, "ape": int, "fusion_drop": (int, float)}.get(name, str)
+        kinds: dict[str, Any] = {"window": int, "ape": int, "fusion_drop": (int, float)}
+        kind = (kinds | {"no_target_head": bool}).get(name, str)
         value = recorded[name]
-        if not (value is None or isinstance(value, kind)):  # type: ignore[arg-type]
+        if not (value is None or isinstance(value, kind)):
             raise InputError(f"{path} records {name} {str(value)[:40]!r}: it is damaged")
     seen = describe(state)
     known = {name: recorded[name] for name in OF_MODEL if recorded.get(name) is not None}
@@ -159,6 +161,7 @@ def _known_flags(
         known["model"] = "crossvlt" if seen["model"] == "crossvlt" else lavt
     # Shapes cannot be wrong.
     known |= {k: seen[k] for k in ("swin_type", "window") if seen[k] is not None}
+    known["no_target_head"] = seen["no_target_head"]
     if seen["swin_type"] is not None:
         known["ape"] = seen["ape"]
     if known["model"] in ("lavt", "lavt_one"):
@@ -295,7 +298,7 @@ def _summary(
     config: BertConfig,
 ) -> str:
     """What the model is, and what of it the file does not tell."""
-    usual = {"fusion_drop": 0.0, "ape": 0, "mha": ONE_HEAD, "text": "raw"}
+    usual = {"fusion_drop": 0.0, "ape": 0, "mha": ONE_HEAD, "text": "raw", "no_target_head": False}
     usual |= {name: getattr(PUBLISHED, name) for name in CHOICES}
     names = [*OF_MODEL, "img_size", "max_tokens", "text"]
     shown = [f"{n} {settings[n]}" for n in names if n in known and settings[n] != usual.get(n)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import utils
 from data.dataset_refer_bert import OtherObjectExpressions, ReferDataset
 from data.loaders import Batch, ShardedBatches, build_loader, prepare_batch
-from lib.evaluation.metrics import Counts
+from lib.evaluation.metrics import Counts, SampleCounts, StandardCounts
 from lib.runtime import autocast
 from refer.masks import RunLengths, run_lengths, shared_pixels
 from utils import DistInfo
@@ -34,6 +34,8 @@ class EvalConfig:
         pin_mem: page-locked batches.
         amp: see :func:`lib.runtime.autocast`.
         eval_size: 'model' counts pixels at the model's input size, 'original' at the image's.
+        no_target_pixels: the prediction is that there is no target if its mask has fewer pixels, or
+            none; 'head' if the model's no-target head says so. None is none.
     """
 
     batch_size: int
@@ -41,6 +43,7 @@ class EvalConfig:
     pin_mem: bool = False
     amp: str = "off"
     eval_size: str = "model"
+    no_target_pixels: int | str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,7 @@ class SamplePrediction(NamedTuple):
     score: float  # mean probability inside the predicted mask; 0 if that is empty
     mask: RunLengths
     ground_truth: RunLengths
+    predicted_no_target: bool = False
 
 
 OnPrediction = Callable[[SamplePrediction], None]
@@ -106,7 +110,9 @@ def resize_prediction(logits: Tensor, height: int, width: int, expression: str =
     return Prediction(decide_mask(full).cpu().numpy(), probability.cpu().numpy(), expression)
 
 
-def expression_logits(model: nn.Module, batch: Batch, amp: str) -> list[Tensor]:
+def expression_logits(
+    model: Callable[..., Tensor], batch: Batch, amp: str
+) -> list[Tensor]:
     """Run the model on every expression of a batch.
 
     On a CPU each expression takes a forward pass of its own, so its logits do not depend on the
@@ -147,7 +153,7 @@ def evaluate(
     config: EvalConfig,
     info: DistInfo,
     on_prediction: OnPrediction | None = None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> SampleCounts:
     """Count intersections and unions of samples over all ranks (LAVT, Sec. 4.1).
 
     Each rank evaluates its own batches; nothing is padded or counted twice, and integers are
@@ -163,9 +169,16 @@ def evaluate(
         on_prediction: called with every sample that this rank evaluates.
 
     Returns:
-        Intersection and union, (N,) each, in the order of ``indices``; the same on all ranks.
+        Counts of the kind that the dataset's metrics need, in the order of ``indices``; the same on
+        all ranks.
     """
     model.eval()
+    forward: Any = model
+    if by_head := config.no_target_pixels == "head":
+        from lib.evaluation.generalised import HeadRecorder
+
+        forward = HeadRecorder(model)
+    fewest = 0 if by_head else max(1, int(config.no_target_pixels or 0))
     order = dataset.group_by_image(indices)  # so that an image is decoded once
     batches = ShardedBatches(order, config.batch_size, info.rank, info.world)
     loader = build_loader(dataset, batches, config.workers, config.pin_mem)
@@ -173,27 +186,49 @@ def evaluate(
     original = config.eval_size == "original"
     for batch in utils.progress(loader, "evaluation", info.rank, len(batches)):
         batch = prepare_batch(batch, info.device)
-        logits = expression_logits(model, batch, config.amp)
+        logits = expression_logits(forward, batch, config.amp)
+        no_target = forward.of_samples(logits) if by_head else None
         if not original:
-            counts.add(batch["index"], torch.stack([*map(decide_mask, logits)]), batch["target"])
+            masks = torch.stack([*map(decide_mask, logits)])
+            none = masks.sum((1, 2)) < fewest if no_target is None else no_target
+            counts.add(batch["index"], masks, batch["target"], none)
         if original or on_prediction:
-            for prediction in _original_size(batch, logits, counts, original):
+            for prediction in _original_size(batch, logits, counts, original, no_target, fewest):
                 if on_prediction:
                     on_prediction(prediction)
     utils.all_reduce_sum(counts.table)
-    return counts.of(list(indices))
+    inter, union = counts.of(list(indices))
+    if dataset.metrics == "standard":
+        return StandardCounts(inter, union)
+    from lib.evaluation.generalised import sample_counts
+
+    truth, predicted = dataset.no_target[list(indices)], counts.no_target(list(indices))
+    return sample_counts(dataset.metrics, inter, union, truth, predicted)
 
 
 def _original_size(
-    batch: Batch, logits: list[Tensor], counts: Counts, count: bool
+    batch: Batch,
+    logits: list[Tensor],
+    counts: Counts,
+    count: bool,
+    no_target: Tensor | None,
+    fewest: int,
 ) -> Iterator[SamplePrediction]:
-    """Resize each sample's logits to its image; with ``count``, count its pixels there."""
+    """Resize each sample's logits to its image; with ``count``, count its pixels there.
+
+    ``no_target`` (B,) is what a no-target head says; without it, masks of fewer pixels than
+    ``fewest`` are of no target.
+    """
+    said = [None] * len(logits) if no_target is None else no_target.tolist()
     sizes = zip(batch["height"].tolist(), batch["width"].tolist(), strict=True)
-    samples = zip(batch["index"].tolist(), sizes, batch["original_mask"], logits, strict=True)
-    for index, (height, width), runs, sample_logits in samples:
+    indices = batch["index"].tolist()
+    samples = zip(indices, sizes, batch["original_mask"], logits, said, strict=True)
+    for index, (height, width), runs, sample_logits, none in samples:
         prediction = resize_prediction(sample_logits, height, width)
         mask, ground_truth = run_lengths(prediction.mask), {"size": [height, width], "counts": runs}
         if count:
-            counts.put(index, *shared_pixels(mask, ground_truth))
-        inter, union = counts.table[index, :2].tolist()
-        yield SamplePrediction(index, inter, union, prediction.score, mask, ground_truth)
+            empty = bool(prediction.mask.sum() < fewest) if none is None else none
+            counts.put(index, *shared_pixels(mask, ground_truth), empty)
+        inter, union, empty, _ = counts.table[index].tolist()
+        score = prediction.score
+        yield SamplePrediction(index, inter, union, score, mask, ground_truth, bool(empty))

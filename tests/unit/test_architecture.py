@@ -20,7 +20,7 @@ NETWORK = tuple(
     f"lib.{name}"
     for name in (
         *("swin", "backbone", "fusion", "mask_predictor", "lavt", "crossvlt"),
-        *("variants", "model", "losses", "segmentation"),
+        *("variants", "model", "losses", "segmentation", "no_target"),
     )
 )
 # From top to bottom. A module imports from its own layer and from those below.

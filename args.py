@@ -129,8 +129,10 @@ def _lang_layers(text: str) -> int | None:
 OF_INPUT = ("img_size", "max_tokens", "text")
 OF_DATA = ("mask_mode", "dataset", "splitBy")
 OF_BERT = ("ck_bert", "bert_tokenizer")
-OF_MODEL = ("model", "swin_type", "window12", "mha", "fusion_drop", "ape", *CHOICES)
-OF_MODEL += ("no_target_head",)  # a flag of train.py alone
+OF_MODEL = (
+    *("model", "swin_type", "window12", "mha", "fusion_drop", "ape", "no_target_head"),
+    *CHOICES,
+)
 FROM_CHECKPOINT = (*OF_MODEL, *OF_BERT, *OF_INPUT, *OF_DATA)
 
 
@@ -226,8 +228,8 @@ def add_no_target_pixels(p: Parser) -> None:
         "--no_target_pixels",
         type=int,
         metavar="N",
-        help=f"gRefCOCO: a prediction of fewer pixels than N, or of none, is that there is no target "
-        f"(default: {NO_TARGET_PIXELS}; with --no_target_head, what that says)",
+        help="grefcoco: a predicted mask of fewer than N pixels, or of none, means no target "
+        f"(default: {NO_TARGET_PIXELS}; of a model with --no_target_head: what its head says)",
     )
 
 
@@ -422,8 +424,10 @@ def check_names(args: argparse.Namespace) -> None:
 # ---- checks ----
 
 POSITIVE = ("batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every", "accumulate")
-NOT_NEGATIVE = ("workers", "scale_lr", "weight_decay", "ape", "seed", "lang_layers", "stop_after")
-NOT_NEGATIVE += ("no_target_pixels",)
+NOT_NEGATIVE = (
+    *("workers", "scale_lr", "weight_decay", "ape", "seed", "lang_layers", "stop_after"),
+    "no_target_pixels",
+)
 MAX_NUMBER = 2**31 - 1
 UPPER_LIMITS = {"img_size": 16384, "ape": 4096, "workers": 1024}
 

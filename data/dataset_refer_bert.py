@@ -385,7 +385,8 @@ class ReferDataset(Dataset[Sample]):
         others = [
             i
             for i in self._by_image[ends[0] : ends[1]].tolist()
-            if self._ref[i] != row and mine.isdisjoint(self._ann_ids(self._ref[i]))
+            if self._ref[i] != row
+            and mine.isdisjoint(self._ann_ids(self._ref[i]))
             and not self.no_target[[i, index]].any()
         ]
         return others[index % len(others)] if others else None

@@ -73,7 +73,7 @@ class LAVT(Segmenter):
     def fused_features(
         self, image: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, ...]:
-        """The decoder's input: four maps (B, C_i, H_i, W_i), finest first; arguments as of forward."""
+        """The decoder's input, four maps (B, C_i, H_i, W_i), from the arguments of forward."""
         lang = self.encode_text(input_ids, attention_mask)
         return self.backbone(image, lang, attention_mask)
 

@@ -271,10 +271,8 @@ def _check_objects(refer: CheckedREFER) -> list[Check]:
             beyond = _overshoot(polygons, image["width"], image["height"])
             try:
                 inside = polygons if beyond <= OUTSIDE else []
-                if (simple := _count_simple(*size, inside)) is None:
-                    mask = refer.draw(segmentation, *size, f"{refer!r}: {where}")
-                    simple = int(np.count_nonzero(mask)), int(np.count_nonzero(mask > 1))
-                pixels, twice = simple
+                name = f"{refer!r}: {where}"
+                pixels, twice = _count_pixels(refer, segmentation, *size, inside, name)
             except InputError as error:
                 damaged.append(str(error))
                 continue
@@ -293,7 +291,9 @@ def _check_objects(refer: CheckedREFER) -> list[Check]:
         Check("bad_outline", "objects that cannot be drawn", True, count, damaged),
         Check("outside", "objects that leave their image", True, count, outside),
         # Where samples may have no target, an object may have nothing to draw either (a crowd).
-        Check("empty_mask", "objects without a pixel", refer.info.metrics == "standard", count, empty),
+        Check(
+            "empty_mask", "objects without a pixel", refer.info.metrics == "standard", count, empty
+        ),
         Check("overlap", "objects of overlapping polygons", False, count, overlapping, remark),
         Check("no_target", "references without an object", False, references, _names(without)),
     ]
@@ -320,27 +320,35 @@ def _overshoot(polygons: Sequence[FloatArray], width: int, height: int) -> float
     return float(np.max(sides, initial=0.0))
 
 
-def _count_simple(
-    height: int, width: int, polygons: Sequence[FloatArray]
-) -> tuple[int, int] | None:
-    """Count an object's pixels, and those that both of its polygons cover, without drawing.
-
-    That is 16 times faster.
+def _count_pixels(
+    refer: REFER,
+    segmentation: Any,
+    height: int,
+    width: int,
+    polygons: Sequence[FloatArray],
+    where: str,
+) -> tuple[int, int]:
+    """Count an object's pixels, and those that several of its components cover.
 
     Args:
+        refer: the dataset, which draws.
+        segmentation: of the object.
         height, width: of the image.
-        polygons: the object's, all inside the image.
+        polygons: the object's, all inside the image; [] to draw the object.
+        where: its name, for error messages.
 
-    Returns:
-        None if it has to be drawn.
+    Raises:
+        InputError: the object cannot be drawn.
     """
-    if not polygons or sum(p.size for p in polygons) * (height + width) > MAX_POLYGON:
-        return None
-    runs = coco_mask.frPyObjects([p.tolist() for p in polygons], height, width)
-    pixels = int(coco_mask.area(coco_mask.merge(runs)))
-    twice = int(coco_mask.area(runs).sum()) - pixels
-    # With three, a pixel may be counted three times.
-    return (pixels, twice) if len(runs) < 3 or not twice else None
+    if polygons and sum(p.size for p in polygons) * (height + width) <= MAX_POLYGON:
+        # 16 times faster than drawing.
+        runs = coco_mask.frPyObjects([p.tolist() for p in polygons], height, width)
+        pixels = int(coco_mask.area(coco_mask.merge(runs)))
+        twice = int(coco_mask.area(runs).sum()) - pixels
+        if len(runs) < 3 or not twice:  # with three, a pixel may be counted three times
+            return pixels, twice
+    mask = refer.draw(segmentation, height, width, where)
+    return int(np.count_nonzero(mask)), int(np.count_nonzero(mask > 1))
 
 
 def _check_expressions(

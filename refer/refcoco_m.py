@@ -91,9 +91,7 @@ def _rows(folder: Path, columns: Sequence[str]) -> Iterator[Record]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise InputError(
-            "RefCOCO-M's parquet files need a package: pip install pyarrow"
-        ) from None
+        raise InputError("RefCOCO-M's parquet files need a package: pip install pyarrow") from None
     for path in sorted(folder.rglob("*.parquet")):
         try:
             with parquet.ParquetFile(path) as file:

@@ -50,7 +50,7 @@ def read(files: tuple[Path, Path], max_pixels: int = MAX_PIXELS) -> dict[str, li
     of_name = _files_by_name(masks)
     images = _files_by_name(folder / "images") if (folder / "images").is_dir() else of_name
     number: dict[str, int] = {}
-    refs = []
+    refs: list[Record] = []
     for split in SPLITS:
         for where, line in _lines(_phrases(folder, split)):
             name, _, words = line.partition(" ")

@@ -34,8 +34,8 @@ class EvalConfig:
         pin_mem: page-locked batches.
         amp: see :func:`lib.runtime.autocast`.
         eval_size: 'model' counts pixels at the model's input size, 'original' at the image's.
-        no_target_pixels: the prediction is that there is no target if its mask has fewer pixels, or
-            none; 'head' if the model's no-target head says so. None is none.
+        no_target_pixels: a predicted mask of fewer pixels, or of none, means that there is no
+            target; 'head': the model's no-target head decides. None is 0.
     """
 
     batch_size: int
@@ -110,9 +110,7 @@ def resize_prediction(logits: Tensor, height: int, width: int, expression: str =
     return Prediction(decide_mask(full).cpu().numpy(), probability.cpu().numpy(), expression)
 
 
-def expression_logits(
-    model: Callable[..., Tensor], batch: Batch, amp: str
-) -> list[Tensor]:
+def expression_logits(model: Callable[..., Tensor], batch: Batch, amp: str) -> list[Tensor]:
     """Run the model on every expression of a batch.
 
     On a CPU each expression takes a forward pass of its own, so its logits do not depend on the

@@ -1,7 +1,7 @@
 """Metrics of datasets whose expressions refer to any number of objects, or to none.
 
-'generalised' are gRefCOCO's: gIoU, cIoU, N_acc, T_acc. 'zero_target' are Ref-ZOM's: the standard ones
-of samples with a target, and Acc of those without. Nothing else loads this module.
+'generalised' are gRefCOCO's: gIoU, cIoU, N_acc, T_acc. 'zero_target' are Ref-ZOM's: the standard
+ones of samples with a target, and Acc of those without. Loaded for such datasets alone.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ class Protocol:
         model_tokens: the N_l that the model is published with.
         trained_img_size, trained_max_tokens: those that the checkpoint was trained with; None if
             that is not known. A number at others is not that of the trained model.
-        no_target_pixels: a prediction of fewer pixels, or none, is that there is no target; 'head': the
-            model's no-target head decides. None for datasets where every expression has a target,
-            or where the metrics define it.
+        no_target_pixels: a predicted mask of fewer pixels, or of none, means that there is no
+            target; 'head': the model's no-target head decides. None for datasets where every
+            expression has a target, or where the metrics define it.
     """
 
     eval_mode: str = "each"

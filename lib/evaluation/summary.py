@@ -39,9 +39,7 @@ class Summary:
         return out
 
 
-def summary(
-    counts: SampleCounts, objects: Sequence[int], kinds: Sequence[str | None]
-) -> Summary:
+def summary(counts: SampleCounts, objects: Sequence[int], kinds: Sequence[str | None]) -> Summary:
     """Summarise a split.
 
     Args:

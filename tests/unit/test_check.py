@@ -185,7 +185,7 @@ def test_counting_runs_equals_painting(tmp_path: Path) -> None:
         polygons, size = check._polygons(segmentation), mask.shape
         assert len(polygons) == 1 + ref["ref_id"] % 4
         painted = (np.count_nonzero(mask), np.count_nonzero(mask > 1))
-        assert check._count_pixels(segmentation, *size, polygons, "x") == painted
+        assert check._count_pixels(refer, segmentation, *size, polygons, "x") == painted
         assert check._count_pixels(segmentation, *size, [], "x") == painted
         lost += painted[1]
     assert lost > 0

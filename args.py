@@ -224,13 +224,9 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
 
 def add_no_target_pixels(p: Parser) -> None:
     """The flag of train.py and test.py for datasets with expressions of no target."""
-    p.add_argument(
-        "--no_target_pixels",
-        type=int,
-        metavar="N",
-        help="grefcoco: a predicted mask of fewer than N pixels, or of none, means no target "
-        f"(default: {NO_TARGET_PIXELS}; of a model with --no_target_head: what its head says)",
-    )
+    what = "grefcoco: a predicted mask of fewer pixels, or of none, means that there is no target "
+    what += f"({NO_TARGET_PIXELS}; of a model with --no_target_head: what its head says)"
+    p.add_argument("--no_target_pixels", type=int, metavar="N", help=what)
 
 
 def variant(args: argparse.Namespace) -> Variant:

@@ -375,8 +375,8 @@ class ReferDataset(Dataset[Sample]):
             index: of a sample.
 
         Returns:
-            Index of a sample that shares no annotation with it; None if the image has none, or
-            one of the two would have no target.
+            Index of a sample that shares no annotation with it; None if the image has none. Where
+            the metrics ask for missing targets, both have one.
         """
         image = self._image_ids[index]
         ends = np.searchsorted(self._image_ids, [image, image + 1], sorter=self._by_image)
@@ -385,10 +385,10 @@ class ReferDataset(Dataset[Sample]):
         others = [
             i
             for i in self._by_image[ends[0] : ends[1]].tolist()
-            if self._ref[i] != row
-            and mine.isdisjoint(self._ann_ids(self._ref[i]))
-            and not self.no_target[[i, index]].any()
+            if self._ref[i] != row and mine.isdisjoint(self._ann_ids(self._ref[i]))
         ]
+        if self.metrics != "standard":
+            others = [i for i in others if not self.no_target[[i, index]].any()]
         return others[index % len(others)] if others else None
 
 

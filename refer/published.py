@@ -1,6 +1,65 @@
-"""Published results on the datasets of the registry; nothing unverified is among them."""
+"""Published sizes of and results on the datasets of the registry."""
 
 from __future__ import annotations
+
+from refer.datasets import Counts
+
+# Sizes of the splits, by dataset, splitBy and split.
+COUNTS: dict[str, dict[str, dict[str, Counts]]] = {
+    "refcoco": {
+        "unc": {
+            "train": Counts(42404, 120624, 16994),
+            "val": Counts(3811, 10834, 1500),
+            "testA": Counts(1975, 5657, 750),
+            "testB": Counts(1810, 5095, 750),
+            "all": Counts(50000, 142210, 19994),
+        },
+        "google": {
+            "train": Counts(40000, None, 19213),
+            "val": Counts(5000, None, 4559),
+            "test": Counts(5000, None, 4527),
+        },
+    },
+    "refcoco+": {
+        "unc": {
+            "train": Counts(42278, 120191, 16992),
+            "val": Counts(3805, 10758, 1500),
+            "testA": Counts(1975, 5726, 750),
+            "testB": Counts(1798, 4889, 750),
+            "all": Counts(49856, 141564, 19992),
+        }
+    },
+    "refcocog": {
+        "umd": {
+            "train": Counts(42226, 80512, 21899),
+            "val": Counts(2573, 4896, 1300),
+            "test": Counts(5023, 9602, 2600),
+        },
+        "google": {
+            "train": Counts(44822, 85474, 24698),
+            "val": Counts(5000, 9536, 4650),
+        },
+    },
+    "grefcoco": {"unc": {"train": Counts(None, 209344, None), "all": Counts(None, 259859, None)}},
+    "rrsisd": {
+        "unc": {
+            "train": Counts(12181, 12181, None),
+            "val": Counts(1740, 1740, None),
+            "test": Counts(3481, 3481, None),
+            "all": Counts(17402, 17402, None),
+        }
+    },
+    "refsegrs": {
+        "official": {
+            "train": Counts(2172, 2172, None),
+            "val": Counts(431, 431, None),
+            "test": Counts(1817, 1817, None),
+            "all": Counts(4420, 4420, None),
+        }
+    },
+    "risbench": {"official": {"all": Counts(52472, 52472, None)}},
+    "refcoco-m": {"unc": {"val": Counts(2080, 5598, 1190)}},
+}
 
 # P@0.5, P@0.6, P@0.7, P@0.8, P@0.9, oIoU, mIoU in percent, by model and (dataset, splitBy, split).
 PUBLISHED_ROWS: dict[str, dict[tuple[str, str, str], tuple[float, ...]]] = {

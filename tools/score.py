@@ -31,7 +31,8 @@ from args import Parser
 from lib.errors import InputError
 from lib.evaluation import tables
 from lib.evaluation.bootstrap import Intervals, paired_intervals
-from lib.evaluation.metrics import Metrics, SampleCounts
+from lib.evaluation.counts import SampleCounts
+from lib.evaluation.metrics import Metrics
 from lib.evaluation.protocol import at_original_size, warning
 from lib.evaluation.summary import summary
 from tools.report.breakdown import object_codes

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lib.evaluation.metrics import Floats, SampleCounts
+from lib.evaluation.counts import Floats, SampleCounts
 
 Intervals = dict[str, tuple[float, float]]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,13 @@ from torch.nn import functional as F
 import utils
 from data.dataset_refer_bert import OtherObjectExpressions, ReferDataset
 from data.loaders import Batch, ShardedBatches, build_loader, prepare_batch
-from lib.evaluation.metrics import Counts, SampleCounts, StandardCounts
+from lib.evaluation.metrics import Counts
 from lib.runtime import autocast
 from refer.masks import RunLengths, run_lengths, shared_pixels
 from utils import DistInfo
+
+if TYPE_CHECKING:
+    from lib.evaluation.counts import SampleCounts
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def evaluate(
         from lib.evaluation.generalised import HeadRecorder
 
         forward = HeadRecorder(model)
-    fewest = 0 if by_head else max(1, int(config.no_target_pixels or 0))
+    least = 0 if by_head else max(1, int(config.no_target_pixels or 0))
     order = dataset.group_by_image(indices)  # so that an image is decoded once
     batches = ShardedBatches(order, config.batch_size, info.rank, info.world)
     loader = build_loader(dataset, batches, config.workers, config.pin_mem)
@@ -185,48 +188,39 @@ def evaluate(
     for batch in utils.progress(loader, "evaluation", info.rank, len(batches)):
         batch = prepare_batch(batch, info.device)
         logits = expression_logits(forward, batch, config.amp)
-        no_target = forward.of_samples(logits) if by_head else None
+        said = forward.of_samples(logits) if by_head else None
         if not original:
             masks = torch.stack([*map(decide_mask, logits)])
-            none = masks.sum((1, 2)) < fewest if no_target is None else no_target
+            none = masks.sum((1, 2)) < least if said is None else said
             counts.add(batch["index"], masks, batch["target"], none)
         if original or on_prediction:
-            for prediction in _original_size(batch, logits, counts, original, no_target, fewest):
+            for prediction in _original_size(batch, logits, counts, original, said, least):
                 if on_prediction:
                     on_prediction(prediction)
     utils.all_reduce_sum(counts.table)
-    inter, union = counts.of(list(indices))
-    if dataset.metrics == "standard":
-        return StandardCounts(inter, union)
-    from lib.evaluation.generalised import sample_counts
+    from lib.evaluation.counts import sample_counts
 
-    truth, predicted = dataset.no_target[list(indices)], counts.no_target(list(indices))
-    return sample_counts(dataset.metrics, inter, union, truth, predicted)
+    chosen = list(indices)
+    no_target = dataset.no_target[chosen], counts.no_target(chosen)
+    return sample_counts(dataset.metrics, *counts.of(chosen), *no_target)
 
 
 def _original_size(
-    batch: Batch,
-    logits: list[Tensor],
-    counts: Counts,
-    count: bool,
-    no_target: Tensor | None,
-    fewest: int,
+    batch: Batch, logits: list[Tensor], counts: Counts, count: bool, said: Tensor | None, least: int
 ) -> Iterator[SamplePrediction]:
     """Resize each sample's logits to its image; with ``count``, count its pixels there.
 
-    ``no_target`` (B,) is what a no-target head says; without it, masks of fewer pixels than
-    ``fewest`` are of no target.
+    There is no target where a head ``said`` so, (B,), or else where a mask has fewer pixels than
+    ``least``.
     """
-    said = [None] * len(logits) if no_target is None else no_target.tolist()
     sizes = zip(batch["height"].tolist(), batch["width"].tolist(), strict=True)
-    indices = batch["index"].tolist()
-    samples = zip(indices, sizes, batch["original_mask"], logits, said, strict=True)
-    for index, (height, width), runs, sample_logits, none in samples:
+    samples = zip(batch["index"].tolist(), sizes, batch["original_mask"], logits, strict=True)
+    for i, (index, (height, width), runs, sample_logits) in enumerate(samples):
         prediction = resize_prediction(sample_logits, height, width)
         mask, ground_truth = run_lengths(prediction.mask), {"size": [height, width], "counts": runs}
         if count:
-            empty = bool(prediction.mask.sum() < fewest) if none is None else none
-            counts.put(index, *shared_pixels(mask, ground_truth), empty)
-        inter, union, empty, _ = counts.table[index].tolist()
+            none = bool(prediction.mask.sum() < least if said is None else said[i])
+            counts.put(index, *shared_pixels(mask, ground_truth), none)
+        inter, union, none, _ = counts.table[index].tolist()
         score = prediction.score
-        yield SamplePrediction(index, inter, union, score, mask, ground_truth, bool(empty))
+        yield SamplePrediction(index, inter, union, score, mask, ground_truth, bool(none))

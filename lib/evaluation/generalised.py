@@ -15,21 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lib.evaluation.metrics import (
-    COLUMNS,
-    PRECISION_AT,
-    Floats,
-    Metrics,
-    SampleCounts,
-    ratio,
-    sample_iou,
-    summarise,
-)
+from lib.evaluation.counts import Bools, Floats, Ints, ratio
+from lib.evaluation.metrics import COLUMNS, PRECISION_AT, Metrics, sample_iou, summarise
 
 HIGH_PRECISION_AT = (0.7, 0.8, 0.9)
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,7 @@ def _lines(row: dict[str, float]) -> str:
 
 
 class GeneralisedCounts(NamedTuple):
-    """Counts of N samples of gRefCOCO; see :class:`lib.evaluation.metrics.SampleCounts`.
+    """Counts of N samples of gRefCOCO; see :class:`lib.evaluation.counts.SampleCounts`.
 
     Attributes:
         intersection, union: of the predicted and true masks, (N,), pixels.
@@ -225,13 +214,6 @@ KINDS: dict[str, type[GeneralisedCounts] | type[ZeroTargetCounts]] = {
     "generalised": GeneralisedCounts,
     "zero_target": ZeroTargetCounts,
 }
-
-
-def sample_counts(
-    kind: str, inter: Ints, union: Ints, no_target: Bools, predicted: Bools
-) -> SampleCounts:
-    """The counts of a kind of metrics; arguments as of :class:`GeneralisedCounts`."""
-    return KINDS[kind](inter, union, no_target, predicted)
 
 
 class HeadRecorder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,6 @@ from torch import Tensor
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 COLUMNS = (*(f"P@{k}" for k in PRECISION_AT), "oIoU", "mIoU")
-Floats = npt.NDArray[np.float64]
 
 
 def intersection_union(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,66 +97,6 @@ def summarise(inter: np.ndarray | Tensor, union: np.ndarray | Tensor) -> Metrics
         intersection=total_inter,
         union=total_union,
     )
-
-
-class SampleCounts(Protocol):
-    """The counts of N samples, of which a kind of metrics is made."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the metrics, as in :meth:`Metrics.row`."""
-
-    def take(self, rows: npt.NDArray[Any]) -> SampleCounts:
-        """Those of some samples: indices, or (N,) bool."""
-
-    def iou(self) -> Floats:
-        """Each sample's, (N,)."""
-
-    def summarise(self) -> Metrics:
-        """The metrics, in percent."""
-
-    def terms(self) -> Floats:
-        """(N, C); the metrics are a function of their sums over the samples."""
-
-    def of_sums(self, sums: Floats) -> Floats:
-        """(R, len(columns)) metrics in percent of (R, C) sums; nan where not defined."""
-
-
-class StandardCounts(NamedTuple):
-    """Intersection and union of N samples, pixels: metrics of datasets of one target each."""
-
-    intersection: npt.NDArray[np.int64]
-    union: npt.NDArray[np.int64]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """See :class:`SampleCounts`, as for the methods."""
-        return COLUMNS
-
-    def take(self, rows: npt.NDArray[Any]) -> StandardCounts:
-        return StandardCounts(self.intersection[rows], self.union[rows])
-
-    def iou(self) -> Floats:
-        return sample_iou(*self)
-
-    def summarise(self) -> Metrics:
-        return summarise(*self)
-
-    def terms(self) -> Floats:
-        iou = self.iou()
-        hits = (iou >= k for k in PRECISION_AT)
-        return np.column_stack([np.ones(len(iou)), *self, iou, *hits]).astype(np.float64)
-
-    def of_sums(self, sums: Floats) -> Floats:
-        samples, inter, union, iou = sums[:, :4].T
-        hits = ratio(sums[:, 4:], samples[:, None])
-        return 100 * np.column_stack([hits, ratio(inter, union), ratio(iou, samples)])
-
-
-def ratio(part: Floats, whole: Floats) -> Floats:
-    """part / whole, nan where the whole is 0."""
-    part, whole = np.broadcast_arrays(part, whole)
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
 class Counts:

@@ -12,8 +12,9 @@ from torch import nn
 from data.dataset_refer_bert import OtherObjectExpressions, ReferDataset
 from data.loaders import one_expression_per_reference
 from lib.evaluation.bootstrap import Intervals, intervals
+from lib.evaluation.counts import SampleCounts
 from lib.evaluation.evaluator import EvalConfig, OnPrediction, evaluate
-from lib.evaluation.metrics import Metrics, SampleCounts
+from lib.evaluation.metrics import Metrics
 from utils import DistInfo
 
 

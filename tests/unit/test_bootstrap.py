@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lib.evaluation.bootstrap import intervals, paired_intervals
-from lib.evaluation.metrics import COLUMNS, Metrics, StandardCounts, summarise
+from lib.evaluation.counts import StandardCounts
+from lib.evaluation.metrics import COLUMNS, Metrics, summarise
 
 INTER = np.array([90, 20, 70, 10, 55, 5, 99])
 UNION = np.array([100, 80, 100, 90, 60, 100, 100])

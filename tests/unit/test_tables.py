@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lib.evaluation import tables
-from lib.evaluation.metrics import COLUMNS, StandardCounts
+from lib.evaluation.counts import StandardCounts
+from lib.evaluation.metrics import COLUMNS
 from lib.evaluation.protocol import Protocol
 from lib.evaluation.published import look_up
 from lib.evaluation.summary import summary

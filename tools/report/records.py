@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lib.errors import InputError
-from lib.evaluation.generalised import KINDS, sample_counts
-from lib.evaluation.metrics import SampleCounts, StandardCounts
+from lib.evaluation.counts import SampleCounts, sample_counts
+from lib.evaluation.generalised import KINDS
 from refer.masks import shared_pixels, unpack_counts
 from refer.names import parts_of
 
@@ -220,16 +220,13 @@ def counts_of(samples: Sequence[Prediction], from_masks: bool = False) -> Sample
     else:
         pairs = [(s.intersection, s.union) for s in samples]
     inter, union = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    first = samples[0]
-    if first.metrics == "standard":
-        return StandardCounts(inter, union)
     predicted = [s.predicted_no_target for s in samples]
-    label = re.search(r"no_target_pixels=(\w+)", first.protocol)
+    label = re.search(r"no_target_pixels=(\w+)", samples[0].protocol)
     if from_masks and (label is None or label[1].isdecimal()):  # not by a head
         fewest = max(1, int(label[1])) if label else 1
         predicted = [s.segmentation.area < fewest for s in samples]
     truth = [s.no_target for s in samples]
-    return sample_counts(first.metrics, inter, union, np.array(truth), np.array(predicted))
+    return sample_counts(samples[0].metrics, inter, union, np.array(truth), np.array(predicted))
 
 
 def _text(raw: dict[str, Any], name: str) -> str:

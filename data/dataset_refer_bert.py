@@ -109,7 +109,7 @@ class ReferDataset(Dataset[Sample]):
         img_size: side S of the square images and masks, pixels.
         max_tokens: N_l.
         union_masks: whether pixels that several components of an annotation cover belong to it.
-            The published numbers count them as background.
+            LAVT's published numbers count them as background.
         eval_mode: 'each' expression is a sample; or each reference is one, its expressions joined
             by spaces ('cat'), or side by side, for averaged predictions ('mean').
         text: 'raw' as published, or 'sent', lower-cased and cleaned.
@@ -142,7 +142,7 @@ class ReferDataset(Dataset[Sample]):
         self.refer = refer
         self.split = split
         self.img_size = img_size
-        self.union_masks = union_masks
+        self.union_masks = union_masks or refer.info.mask_mode == "union"
         self.eval_mode = eval_mode
         self.original_masks = original_masks
         self.arrays = arrays = refer.arrays

@@ -580,4 +580,5 @@ def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
     """The evaluation protocol of test.py, or of train.py's validation."""
-    return select(Protocol, args, model_tokens=MODELS[args.model].max_tokens)
+    masks = dataset_info(args.dataset).mask_mode or "release"
+    return select(Protocol, args, model_tokens=MODELS[args.model].max_tokens, dataset_masks=masks)

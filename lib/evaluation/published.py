@@ -66,11 +66,15 @@ def look_up(
     return Published(TITLES[model], row, reason, ROW_NOTES.get((model, *data), ""))
 
 
-def other_models(data: tuple[str, str, str]) -> list[Published]:
+def other_models(data: tuple[str, str, str], objects: int) -> list[Published]:
     """Results of other models on a split, which are shown but not compared.
 
     Args:
         data: dataset, splitBy, split.
+        objects: size of the split here; none are shown for a known other size.
     """
+    size = published_counts(data[0], data[1]).get(data[2])
+    if size is not None and size.refs not in (None, objects):
+        return []
     rows = OTHER_MODELS.get(data, {})
     return [Published(name, values, reason="another model") for name, values in rows.items()]

@@ -39,7 +39,7 @@ def tabulate(
             len(dataset.samples_of_ref),
             dataset.expression_count,
         )
-        others = published.other_models(data)
+        others = published.other_models(data, len(dataset.samples_of_ref))
         entries.append(tables.Entry(split, summary, row, others))
     facts = {"dataset": refer.dataset, "splitBy": refer.splitBy, "model": model}
     title = f"{dataset_info(refer.dataset).display_name} ({refer.splitBy}), {model}"

@@ -29,12 +29,12 @@ from lib.evaluation.summary import summary
 from lib.losses import LOSSES
 from lib.no_target import NoTargetLAVT
 from lib.training import optim
-from refer.published import OTHER_MODELS
+from refer.published import COUNTS, OTHER_MODELS
 from tests.by_hand import by_hand_zero, by_table
 from tests.conftest import Build
 from tests.record_files import Line, rle, write_lines
 from tests.refer_files import TINY_BERT
-from tests.scripts import one_line_error
+from tests.scripts import REPO, one_line_error
 from tools import score
 from tools.report import __main__ as report
 from tools.report.records import read_records
@@ -166,12 +166,15 @@ def test_undefined_metrics_print_a_dash_and_are_null() -> None:
 
 def test_published_results_of_others_are_shown_and_not_compared() -> None:
     result = summary(counts(SAMPLES), range(len(SAMPLES)), [None] * len(SAMPLES))
-    others = other_models(("grefcoco", "unc", "val"))
+    others = other_models(("grefcoco", "unc", "val"), 10)
     shown = tables.Results("x", {}, "standard", [tables.Entry("val", result, None, others)])
     text = tables.as_text(shown)
     assert "published (ReLA, Swin-B)" in text
     assert "62.42" in text
     assert "difference" not in text
+    (rmsin,) = other_models(("rrsisd", "unc", "val"), 1740)
+    assert (rmsin.title, rmsin.values["mIoU"]) == ("RMSIN", 65.10)
+    assert other_models(("rrsisd", "unc", "val"), 1739) == []  # a subset
     # What is not verified is nowhere.
     assert "57.64" not in str(OTHER_MODELS)
     assert "58.4" not in str(OTHER_MODELS)
@@ -425,3 +428,25 @@ def test_a_checkpoint_rebuilds_the_head(
     plain = build_nano(name, text_config=TINY_BERT)
     write_checkpoint(dict(plain.to_published()), tmp_path / "b.pth")
     assert open_trained(tmp_path / "b.pth", given).settings["no_target_head"] is False
+
+
+# The documentation
+
+
+def test_documented_numbers_are_the_published_ones() -> None:
+    text = (REPO / "docs/datasets.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    for data, models in OTHER_MODELS.items():
+        for name, values in models.items():
+            (row,) = [
+                row
+                for row in rows
+                if row[0] == name and len(set(row[1:]) - {"-"}) == len(set(values.values()))
+            ]
+            assert [float(cell) for cell in row[1:] if cell != "-"] == list(values.values()), data
+    for name in ("grefcoco", "rrsisd", "refsegrs", "risbench", "refcoco-m"):
+        for split, size in ((k, v) for s in COUNTS[name].values() for k, v in s.items()):
+            for number in {size.refs, size.sentences, size.images} - {None}:
+                assert f"{number:,}" in text, (name, split)
+    for unverified in ("57.64", "16,870", "18,712", "14,933"):
+        assert unverified not in text

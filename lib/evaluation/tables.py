@@ -111,7 +111,7 @@ def as_text(results: Results) -> str:
     rows = _rows(results, ranges=False)
     width = max(len(row[0]) for row in rows)
     head = " " * width + "".join(f"{h:>8}" for h in (*results.columns, "n"))
-    lines = [row[0].ljust(width) + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows]
+    lines = [row[0].ljust(width) + "".join(f" {cell:>7}" for cell in row[1:]) for row in rows]
     below = "\n".join([results.title, head, *map(str.rstrip, lines), *_below(results)])
     return f"{format_table(named)}\n\n{below}" if len(named) > len(results.entries) else below
 

@@ -215,6 +215,8 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     add("--lr", type=float, help="initial learning rate (5e-5; crossvlt: 3e-5)")
     add("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-2, help="of AdamW")
     add("--amsgrad", action="store_true", help="AdamW's AMSGrad variant")
+    if not trained:
+        p.set_defaults(no_target_head=False)  # a flag of train.py alone
     for action in p._actions if trained else []:
         if action.dest in FROM_CHECKPOINT:
             action.default = argparse.SUPPRESS
@@ -543,7 +545,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "ape_grid": args.ape,
         "text_dropout": dropout,
         "max_tokens": args.max_tokens,
-        "no_target_head": getattr(args, "no_target_head", False),
+        "no_target_head": args.no_target_head,
         "variant": variant(args),
         "accelerate": args.accelerate == "auto",
     }

@@ -17,6 +17,7 @@ from lib.evaluation.protocol import (
     EVAL_MODES,
     EVAL_SIZES,
     MASK_MODES,
+    NO_TARGET_PIXELS,
     TEXTS,
     VAL_EXPRESSIONS,
     Protocol,
@@ -28,6 +29,7 @@ from lib.segmentation import MODELS
 from lib.swin import SWIN_SIZES
 from lib.training.optim import NORM_DECAY, PUBLISHED_LANG_LAYERS
 from lib.variants import CHOICES, Variant
+from refer.datasets import dataset_info
 from refer.images import MAX_PIXELS
 
 T = TypeVar("T")
@@ -127,7 +129,10 @@ def _lang_layers(text: str) -> int | None:
 OF_INPUT = ("img_size", "max_tokens", "text")
 OF_DATA = ("mask_mode", "dataset", "splitBy")
 OF_BERT = ("ck_bert", "bert_tokenizer")
-OF_MODEL = ("model", "swin_type", "window12", "mha", "fusion_drop", "ape", *CHOICES)
+OF_MODEL = (
+    *("model", "swin_type", "window12", "mha", "fusion_drop", "ape", "no_target_head"),
+    *CHOICES,
+)
 FROM_CHECKPOINT = (*OF_MODEL, *OF_BERT, *OF_INPUT, *OF_DATA)
 
 
@@ -214,7 +219,16 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     add("--lr", type=float, help="initial learning rate (5e-5; crossvlt: 3e-5)")
     add("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-2, help="of AdamW")
     add("--amsgrad", action="store_true", help="AdamW's AMSGrad variant")
+    if not trained:
+        p.set_defaults(no_target_head=False)  # a flag of train.py alone
     return take_from_checkpoint(p) if trained else p
+
+
+def add_no_target_pixels(p: Parser) -> None:
+    """The flag of train.py and test.py for datasets with expressions of no target."""
+    what = "grefcoco: a predicted mask of fewer pixels, or of none, means that there is no target "
+    what += f"({NO_TARGET_PIXELS}; of a model with --no_target_head: what its head says)"
+    p.add_argument("--no_target_pixels", type=int, metavar="N", help=what)
 
 
 def variant(args: argparse.Namespace) -> Variant:
@@ -243,6 +257,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="BASE",
         help="--lr is for BASE samples a step: scale it in proportion (0: do not)",
     )
+    add_no_target_pixels(p)
+    add("--no_target_head", action="store_true", help="lavt, lavt_one: learn if there is a target")
+    add("--spread_no_target", action="store_true", help="samples without target evenly spread")
     add("--drop_path", type=float, default=0.3, help="rate of the last Swin block")
     add(
         "--lang_layers",
@@ -351,6 +368,7 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="model",
         help="count pixels at --img_size (standard), or at the image's original size",
     )
+    add_no_target_pixels(p)
     add(
         "--val_expressions",
         choices=VAL_EXPRESSIONS,
@@ -404,7 +422,10 @@ def check_names(args: argparse.Namespace) -> None:
 # ---- checks ----
 
 POSITIVE = ("batch_size", "epochs", "img_size", "print_freq", "lr", "eval_every", "accumulate")
-NOT_NEGATIVE = ("workers", "scale_lr", "weight_decay", "ape", "seed", "lang_layers", "stop_after")
+NOT_NEGATIVE = (
+    *("workers", "scale_lr", "weight_decay", "ape", "seed", "lang_layers", "stop_after"),
+    "no_target_pixels",
+)
 MAX_NUMBER = 2**31 - 1
 UPPER_LIMITS = {"img_size": 16384, "ape": 4096, "workers": 1024}
 
@@ -418,6 +439,24 @@ def check_args(args: argparse.Namespace) -> None:
     args.window = 12 if args.window12 else 7
     variant(args)  # raises an error for flags that exclude each other
     check_given(args)
+    _follow_dataset(args)
+
+
+def _follow_dataset(args: argparse.Namespace) -> None:
+    """Set the flags that a dataset decides.
+
+    Raises:
+        InputError: a flag that has no meaning for the dataset.
+    """
+    info = dataset_info(args.dataset)
+    if info.split_by and args.splitBy not in (info.split_by, "unc"):  # the flag's default
+        raise InputError(f"--splitBy {args.splitBy}: {args.dataset} has {info.split_by} alone")
+    args.splitBy = info.split_by or args.splitBy
+    args.mask_mode = info.mask_mode or args.mask_mode
+    if info.metrics != "generalised" and getattr(args, "no_target_pixels", None) is not None:
+        raise InputError(f"--no_target_pixels has no meaning with --dataset {args.dataset}")
+    if info.metrics == "generalised" and getattr(args, "no_target_pixels", 0) is None:
+        args.no_target_pixels = "head" if args.no_target_head else NO_TARGET_PIXELS
 
 
 def check_given(args: argparse.Namespace) -> None:
@@ -508,6 +547,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "ape_grid": args.ape,
         "text_dropout": dropout,
         "max_tokens": args.max_tokens,
+        "no_target_head": args.no_target_head,
         "variant": variant(args),
         "accelerate": args.accelerate == "auto",
     }
@@ -544,4 +584,5 @@ def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
     """The evaluation protocol of test.py, or of train.py's validation."""
-    return select(Protocol, args, model_tokens=MODELS[args.model].max_tokens)
+    masks = dataset_info(args.dataset).mask_mode or "release"
+    return select(Protocol, args, model_tokens=MODELS[args.model].max_tokens, dataset_masks=masks)

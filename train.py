@@ -75,9 +75,14 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     )
     for dataset in (train_set, val_set):
         dataset.check_images()
-    sampler = RandomExpressionSampler(
-        train_set.samples_of_ref, args.batch_size, args.seed, info.rank, info.world, args.accumulate
-    )
+    reorder: Any = list
+    if args.spread_no_target:
+        from data.spread import spreader
+
+        reorder = spreader(train_set)
+    ranks = (info.rank, info.world, args.accumulate)
+    drawn_from = train_set.training_samples
+    sampler = RandomExpressionSampler(drawn_from, args.batch_size, args.seed, *ranks, reorder)
     utils.setup_logging(Path("models") / args.model_id, info.rank)
     for reason in reasons:
         log.warning("not resumed: %s", reason)
@@ -116,7 +121,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
             log.info("%s", difference)
     if info.is_main:
         trainer.prepare_folders(resume)
-    log.info("%d references, %d steps per epoch, %s", len(train_set.samples_of_ref), steps, info)
+    what = "expressions" if refer.info.each_expression else "references"
+    log.info("%d %s, %d steps per epoch, %s", len(drawn_from), what, steps, info)
     with signals.deferred():
         trainer.fit()
     best, last = trainer.files.best, trainer.files.last

@@ -25,7 +25,6 @@ from data.dataset_refer_bert import ReferDataset
 from data.loaders import ShardedBatches, build_loader, prepare_batch
 from lib.errors import InputError
 from lib.evaluation.evaluator import EvalConfig, evaluate, expression_logits
-from lib.evaluation.metrics import summarise
 from lib.segmentation import build_model
 from refer.refer import REFER
 
@@ -110,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             counts = evaluate(model, data, indices, config, info)
             whole.append(time.perf_counter() - began)
         row = {"amp": amp, "forward": min(forward), "evaluation": min(whole)}
-        rows.append(row | {"metrics": summarise(*counts).as_dict()})
+        rows.append(row | {"metrics": counts.summarise().as_dict()})
     result = {
         "rows": rows,
         "expressions": len(indices),

@@ -19,7 +19,7 @@ from bert.tokenizer import Tokenizer, encode_compact
 from data.transforms import as_tensor, resize_image, resize_mask
 from lib.errors import InputError
 from refer.arrays import Ints, Texts, offsets, ranges
-from refer.masks import draw_components, run_lengths
+from refer.masks import run_lengths
 from refer.refer import REFER, in_split
 
 
@@ -109,7 +109,7 @@ class ReferDataset(Dataset[Sample]):
         img_size: side S of the square images and masks, pixels.
         max_tokens: N_l.
         union_masks: whether pixels that several components of an annotation cover belong to it.
-            The published numbers count them as background.
+            LAVT's published numbers count them as background.
         eval_mode: 'each' expression is a sample; or each reference is one, its expressions joined
             by spaces ('cat'), or side by side, for averaged predictions ('mean').
         text: 'raw' as published, or 'sent', lower-cased and cleaned.
@@ -117,6 +117,8 @@ class ReferDataset(Dataset[Sample]):
 
     Attributes:
         records: of the samples.
+        metrics: kind of the dataset's metrics, see :class:`refer.datasets.DatasetInfo`.
+        no_target: (N,) bool, whether a sample's reference has no annotation.
         samples_of_ref: sample indices of each reference; those without expressions are left out.
         expression_count: number of expressions of the split.
 
@@ -140,7 +142,7 @@ class ReferDataset(Dataset[Sample]):
         self.refer = refer
         self.split = split
         self.img_size = img_size
-        self.union_masks = union_masks
+        self.union_masks = union_masks or refer.info.mask_mode == "union"
         self.eval_mode = eval_mode
         self.original_masks = original_masks
         self.arrays = arrays = refer.arrays
@@ -153,6 +155,8 @@ class ReferDataset(Dataset[Sample]):
         per_ref = counts if eval_mode == "each" else np.ones_like(counts)
         self.samples_of_ref = Spans(offsets(per_ref))
         self._ref = refs.repeat(per_ref)  # the reference row of each sample
+        self.metrics = refer.info.metrics
+        self.no_target = (np.diff(arrays.annotation_offsets) == 0)[self._ref]
         # The expression rows of all samples, and which of them each sample has.
         self._rows = ranges(arrays.expression_offsets[refs], counts)
         self._spans = Spans(offsets(np.ones_like(self._rows) if eval_mode == "each" else counts))
@@ -171,6 +175,12 @@ class ReferDataset(Dataset[Sample]):
 
     def __repr__(self) -> str:
         return f"{self.refer!r} {self.split}"
+
+    @property
+    def training_samples(self) -> Spans:
+        """What an epoch draws one sample each from: the references, or where published, samples."""
+        every = self.refer.info.each_expression
+        return Spans(np.arange(len(self) + 1)) if every else self.samples_of_ref
 
     def __len__(self) -> int:
         return len(self._ref)
@@ -267,7 +277,7 @@ class ReferDataset(Dataset[Sample]):
         size = self._original_size(index)
         mask = np.zeros(size, bool)
         for segmentation, where in self._segmentations(index):
-            components = draw_components(segmentation, *size, where)
+            components = self.refer.draw(segmentation, *size, where)
             mask |= components > 0 if self.union_masks else components == 1
         return mask
 
@@ -341,6 +351,7 @@ class ReferDataset(Dataset[Sample]):
         category = arrays.category_id[row]
         names = [arrays.cat_name[i] for i in np.flatnonzero(arrays.cat_id == category).tolist()]
         height, width = self._original_size(index)
+        no_target = {"metrics": self.metrics, "no_target": bool(self.no_target[index])}
         return {
             "split": self.split,
             "ref_id": record.ref_id,
@@ -354,6 +365,7 @@ class ReferDataset(Dataset[Sample]):
             "height": height,
             "width": width,
             "same_category": int(arrays.same_category[row]),
+            **({} if self.metrics == "standard" else no_target),
         }
 
     def other_object(self, index: int) -> int | None:
@@ -363,7 +375,8 @@ class ReferDataset(Dataset[Sample]):
             index: of a sample.
 
         Returns:
-            Index of a sample that shares no annotation with it; None if the image has none.
+            Index of a sample that shares no annotation with it; None if the image has none. Where
+            the metrics ask for missing targets, both have one.
         """
         image = self._image_ids[index]
         ends = np.searchsorted(self._image_ids, [image, image + 1], sorter=self._by_image)
@@ -374,6 +387,8 @@ class ReferDataset(Dataset[Sample]):
             for i in self._by_image[ends[0] : ends[1]].tolist()
             if self._ref[i] != row and mine.isdisjoint(self._ann_ids(self._ref[i]))
         ]
+        if self.metrics != "standard":
+            others = [i for i in others if not self.no_target[[i, index]].any()]
         return others[index % len(others)] if others else None
 
 
@@ -391,6 +406,7 @@ class OtherObjectExpressions(Dataset[Sample]):
 
     def __init__(self, dataset: ReferDataset) -> None:
         self.dataset = dataset
+        self.metrics, self.no_target = dataset.metrics, dataset.no_target
         others = {i: dataset.other_object(i) for i in range(len(dataset))}
         self._other = {i: other for i, other in others.items() if other is not None}
         self.indices = list(self._other)

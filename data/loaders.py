@@ -7,7 +7,7 @@ depend neither on the number of workers nor on interruptions.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class RandomExpressionSampler(Sampler[list[int]]):
         rank: of this process.
         world: number of processes.
         accumulate: the number of batches is a multiple of this, the batches of a step.
+        reorder: changes the order of the drawn samples, in the same way on all ranks.
 
     Raises:
         InputError: too few references for one step.
@@ -49,6 +50,7 @@ class RandomExpressionSampler(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
+        reorder: Callable[[list[int]], list[int]] = list,
     ) -> None:
         _check_ranks(batch_size, rank, world)
         self.samples_of_ref = samples_of_ref
@@ -56,6 +58,7 @@ class RandomExpressionSampler(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.world = world
+        self.reorder = reorder
         self.epoch = 0
         self.skip = 0
         step = world * batch_size * accumulate
@@ -83,7 +86,8 @@ class RandomExpressionSampler(Sampler[list[int]]):
         return self.batches - self.skip
 
     def __iter__(self) -> Iterator[list[int]]:
-        drawn = draw_expressions(self.samples_of_ref, [self.seed, self.epoch], shuffle=True)
+        seed = [self.seed, self.epoch]
+        drawn = self.reorder(draw_expressions(self.samples_of_ref, seed, shuffle=True))
         for batch in range(self.skip, self.batches):
             start = (batch * self.world + self.rank) * self.batch_size
             yield drawn[start : start + self.batch_size]

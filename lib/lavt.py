@@ -70,10 +70,16 @@ class LAVT(Segmenter):
         output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
         return output.last_hidden_state
 
+    def fused_features(
+        self, image: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The decoder's input, four maps (B, C_i, H_i, W_i), from the arguments of forward."""
+        lang = self.encode_text(input_ids, attention_mask)
+        return self.backbone(image, lang, attention_mask)
+
     def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, 3, H, W) images and (B, N_l) expressions -> (B, 2, H, W) logits."""
-        lang = self.encode_text(input_ids, attention_mask)
-        maps = self.backbone(image, lang, attention_mask)
+        maps = self.fused_features(image, input_ids, attention_mask)
         return upsample(self.classifier(maps), image.shape[-2:])
 
     def parameter_group(self, name: str, lang_layers: int | None) -> str | Frozen | None:
@@ -146,6 +152,7 @@ def build_lavt(
     text_dropout: bool,
     separate_text: bool,
     variant: Variant = PUBLISHED,
+    no_target_head: bool = False,
 ) -> LAVT:
     """LAVT from sizes; arguments as in :func:`lib.segmentation.build_model` and :class:`LAVT`.
 
@@ -171,4 +178,9 @@ def build_lavt(
     classifier = MaskPredictor(size.stage_dims)
     text_encoder = build_text_encoder(text_config)
     chosen = asdict(variant) | {"mha": "-".join(map(str, heads))}
-    return LAVT(text_encoder, backbone, classifier, text_dropout, separate_text, chosen)
+    parts = (text_encoder, backbone, classifier, text_dropout, separate_text, chosen)
+    if no_target_head:
+        from lib.no_target import NoTargetLAVT  # imported only when needed
+
+        return NoTargetLAVT(*parts, dim=size.stage_dims[-1])
+    return LAVT(*parts)

@@ -72,6 +72,7 @@ def build_model(
     text_dropout: bool | None = None,
     max_tokens: int = 0,
     variant: Variant = PUBLISHED,
+    no_target_head: bool = False,
     accelerate: bool = True,
 ) -> Segmenter:
     """Build a model with randomly initialised weights.
@@ -89,6 +90,7 @@ def build_model(
         text_dropout: overrides LAVT's default (lavt: off, lavt_one: on).
         max_tokens: N_l; only compared with the number of positions of the text encoder.
         variant: LAVT's forms of fusion, gate and decoder input; default as published.
+        no_target_head: LAVT with a head that says whether there is a target at all.
         accelerate: use :mod:`lib.cpu` where this machine's CPU gains from it.
 
     Returns:
@@ -111,11 +113,13 @@ def build_model(
     special = {"mha": (mha, ""), "fusion_drop": (fusion_drop, 0.0)}
     special["text_dropout"] = (text_dropout, None)
     special["variant"] = (variant, PUBLISHED)
+    special["no_target_head"] = (no_target_head, False)
     for option, (value, default) in special.items():
         if value == default:
             continue
         if option not in inspect.signature(build).parameters:
             asked = variant.flags() if option == "variant" else f"--{option} {value}"
+            asked = asked.removesuffix(" True")
             raise InputError(f"{asked}: {name} has no such option")
         options[option] = value
     config = load_config(text_config)

@@ -30,7 +30,7 @@ from lib.errors import InputError
 from refer.datasets import UNVERIFIED, Counts, published_counts
 from refer.images import MAX_PIXELS, open_rgb
 from refer.instances import Record
-from refer.masks import MAX_POLYGON, draw_components
+from refer.masks import MAX_POLYGON
 from refer.pickles import Ref
 from refer.rare_images import misfit
 from refer.refer import REFER, in_split
@@ -56,10 +56,12 @@ class Split:
         if self.published is None:
             return None
         sentences = self.published.sentences if self.verified else None
-        return (self.found.refs, self.found.images) == (
-            self.published.refs,
-            self.published.images,
-        ) and sentences in (None, self.found.sentences)
+        pairs = (
+            (self.published.refs, self.found.refs),
+            (self.published.images, self.found.images),
+            (sentences, self.found.sentences),
+        )
+        return all(known in (None, found) for known, found in pairs)
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,7 @@ def _check_objects(refer: CheckedREFER) -> list[Check]:
     empty: list[str] = []
     overlapping: list[str] = []
     count = total = lost = 0
+    union = refer.info.mask_mode == "union"  # pixels in several polygons belong to the object
     for ref in utils.progress(refer.sound, "objects", rank=0):
         image = refer.Imgs[ref["image_id"]]
         size = image["height"], image["width"]
@@ -268,24 +271,29 @@ def _check_objects(refer: CheckedREFER) -> list[Check]:
             beyond = overshoot(polygons, image["width"], image["height"])
             try:
                 inside = polygons if beyond <= OUTSIDE else []
-                pixels, twice = _count_pixels(segmentation, *size, inside, f"{refer!r}: {where}")
+                name = f"{refer!r}: {where}"
+                pixels, twice = _count_pixels(refer, segmentation, *size, inside, name)
             except InputError as error:
                 damaged.append(str(error))
                 continue
             if beyond > OUTSIDE:
                 outside.append(f"{where}: by {beyond:.0f} pixels")
-            if pixels == twice:
+            if pixels == (0 if union else twice):
                 empty.append(where + (": its polygons cover each other" if twice else ""))
             elif twice:
                 overlapping.append(f"{where}: {twice} of {pixels} pixels")
             total, lost = total + pixels, lost + twice
-    remark = f"{lost} of {total} pixels count as background" if lost else ""
+    lost_as = "belong to several polygons" if union else "count as background"
+    remark = f"{lost} of {total} pixels {lost_as}" if lost else ""
     without = [ref for ref in refer.sound if not ref["ann_ids"]]
     references = len(refer.sound)
     return [
         Check("bad_outline", "objects that cannot be drawn", True, count, damaged),
         Check("outside", "objects that leave their image", True, count, outside),
-        Check("empty_mask", "objects without a pixel", True, count, empty),
+        # Where samples may have no target, an object may have nothing to draw either (a crowd).
+        Check(
+            "empty_mask", "objects without a pixel", refer.info.metrics == "standard", count, empty
+        ),
         Check("overlap", "objects of overlapping polygons", False, count, overlapping, remark),
         Check("no_target", "references without an object", False, references, _names(without)),
     ]
@@ -313,11 +321,17 @@ def overshoot(polygons: Sequence[FloatArray], width: int, height: int) -> float:
 
 
 def _count_pixels(
-    segmentation: Any, height: int, width: int, polygons: Sequence[FloatArray], where: str
+    refer: REFER,
+    segmentation: Any,
+    height: int,
+    width: int,
+    polygons: Sequence[FloatArray],
+    where: str,
 ) -> tuple[int, int]:
     """Count an object's pixels, and those that several of its components cover.
 
     Args:
+        refer: the dataset, which draws.
         segmentation: of the object.
         height, width: of the image.
         polygons: the object's, all inside the image; [] to draw the object.
@@ -333,7 +347,7 @@ def _count_pixels(
         twice = int(coco_mask.area(runs).sum()) - pixels
         if len(runs) < 3 or not twice:  # with three, a pixel may be counted three times
             return pixels, twice
-    mask = draw_components(segmentation, height, width, where)
+    mask = refer.draw(segmentation, height, width, where)
     return int(np.count_nonzero(mask)), int(np.count_nonzero(mask > 1))
 
 
@@ -530,7 +544,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.refer_data_root, args.dataset, args.splitBy, args.image_root, args.max_pixels
     )
     if not refer.data["refs"]:
-        raise InputError(f"{refer.DATA_DIR / f'refs({args.splitBy}).p'} has no references")
+        raise InputError(f"{refer._files[0]} has no references")
     report = examine(refer, tokenizer=tokenizer, max_tokens=args.max_tokens, decode=args.images)
     if args.json:
         utils.write_json(report.as_json(), args.json)

@@ -6,18 +6,18 @@ Any other folder of the same layout works too, under its own name; see :func:`da
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Published size of a split: references, expressions (None: not published) and images."""
+    """Published size of a split: references, expressions and images; None: not published."""
 
-    refs: int
+    refs: int | None
     sentences: int | None
-    images: int
+    images: int | None
 
 
 @dataclass(frozen=True)
@@ -28,112 +28,56 @@ class DatasetInfo:
         name: of its folder below the data root, the value of ``--dataset``.
         display_name: in tables.
         image_folders: below the data root; the first that exists is used.
-        counts: published sizes of the splits, by splitBy and split.
+        split_by: the only ``--splitBy`` that there is; '' if there are several.
+        reader: module of `refer` that finds and reads its files.
+        metrics: 'standard' (oIoU, mIoU, P@K), 'generalised' or 'zero_target'; the latter two are
+            in :mod:`lib.evaluation.generalised`.
+        mask_mode: of its masks, whatever ``--mask_mode`` says; '' to follow it.
+        each_expression: whether an epoch of training has every expression, not one a reference.
     """
 
     name: str
     display_name: str
     image_folders: tuple[str, ...] = COCO_FOLDERS
-    counts: Mapping[str, Mapping[str, Counts]] = field(default_factory=dict)
+    split_by: str = ""
+    reader: str = "pickles"
+    metrics: str = "standard"
+    mask_mode: str = ""
+    each_expression: bool = False
+
+    @property
+    def counts(self) -> Mapping[str, Mapping[str, Counts]]:
+        """Published sizes of the splits, by splitBy and split; see :mod:`refer.published`."""
+        from refer.published import COUNTS  # checks and tables alone ask
+
+        return COUNTS.get(self.name, {})
 
 
+REFCOCO_M_FOLDERS = ("images/refcoco-m", *COCO_FOLDERS)
+TRAINVAL_FOLDERS = ("images/mscoco/images/trainval2014", "images/trainval2014")
+# Name, display name, image folders; then split_by, reader, metrics, mask_mode, each_expression.
 DATASETS = {
     info.name: info
     for info in (
+        DatasetInfo("refcoco", "RefCOCO"),
+        DatasetInfo("refcoco+", "RefCOCO+"),
+        DatasetInfo("refcocog", "G-Ref"),
+        DatasetInfo("refclef", "RefCLEF", ("images/saiapr_tc-12",)),
         DatasetInfo(
-            "refcoco",
-            "RefCOCO",
-            counts={
-                "unc": {
-                    "train": Counts(42404, 120624, 16994),
-                    "val": Counts(3811, 10834, 1500),
-                    "testA": Counts(1975, 5657, 750),
-                    "testB": Counts(1810, 5095, 750),
-                    "all": Counts(50000, 142210, 19994),
-                },
-                "google": {
-                    "train": Counts(40000, None, 19213),
-                    "val": Counts(5000, None, 4559),
-                    "test": Counts(5000, None, 4527),
-                },
-            },
+            "grefcoco", "gRefCOCO", COCO_FOLDERS, "unc", "grefcoco", "generalised", "union"
         ),
         DatasetInfo(
-            "refcoco+",
-            "RefCOCO+",
-            counts={
-                "unc": {
-                    "train": Counts(42278, 120191, 16992),
-                    "val": Counts(3805, 10758, 1500),
-                    "testA": Counts(1975, 5726, 750),
-                    "testB": Counts(1798, 4889, 750),
-                    "all": Counts(49856, 141564, 19992),
-                }
-            },
+            "ref-zom", "Ref-ZOM", TRAINVAL_FOLDERS, "final", "ref_zom", "zero_target", "union", True
         ),
+        DatasetInfo("rrsisd", "RRSIS-D", ("images/rrsisd/JPEGImages",), "unc", mask_mode="union"),
+        DatasetInfo("refsegrs", "RefSegRS", ("refsegrs/images",), "official", "txt_layout"),
+        DatasetInfo("risbench", "RISBench", ("risbench/images",), "official", "txt_layout"),
         DatasetInfo(
-            "refcocog",
-            "G-Ref",
-            counts={
-                "umd": {
-                    "train": Counts(42226, 80512, 21899),
-                    "val": Counts(2573, 4896, 1300),
-                    "test": Counts(5023, 9602, 2600),
-                },
-                "google": {
-                    "train": Counts(44822, 85474, 24698),
-                    "val": Counts(5000, 9536, 4650),
-                },
-            },
+            "refcoco-m", "RefCOCO-M", REFCOCO_M_FOLDERS, "unc", "refcoco_m", mask_mode="union"
         ),
-        DatasetInfo("refclef", "RefCLEF", image_folders=("images/saiapr_tc-12",)),
     )
 }
 UNVERIFIED = {("refcocog", "google", "val")}  # expressions not checked against the files
-
-# P@0.5, P@0.6, P@0.7, P@0.8, P@0.9, oIoU, mIoU in percent, by model and (dataset, splitBy, split).
-PUBLISHED_ROWS: dict[str, dict[tuple[str, str, str], tuple[float, ...]]] = {
-    "lavt": {
-        ("refcoco", "unc", "val"): (84.46, 80.90, 75.28, 64.71, 34.30, 72.73, 74.46),
-        ("refcoco", "unc", "testA"): (88.07, 85.17, 79.90, 68.52, 35.69, 75.82, 76.89),
-        ("refcoco", "unc", "testB"): (79.12, 74.94, 69.17, 59.37, 34.45, 68.79, 70.94),
-        ("refcoco+", "unc", "val"): (74.44, 70.91, 65.58, 56.34, 30.23, 62.14, 65.81),
-        ("refcoco+", "unc", "testA"): (80.68, 77.96, 72.90, 62.21, 32.36, 68.38, 70.97),
-        ("refcoco+", "unc", "testB"): (65.66, 61.85, 55.94, 47.56, 27.24, 55.10, 59.23),
-        ("refcocog", "umd", "val"): (70.81, 65.28, 58.60, 47.49, 22.73, 61.24, 63.34),
-        ("refcocog", "umd", "test"): (71.54, 66.38, 59.00, 48.21, 23.10, 62.09, 63.62),
-        ("refcocog", "google", "val"): (71.16, 67.21, 61.76, 51.98, 27.30, 60.50, 63.66),
-    },
-    "lavt_one": {
-        ("refcoco", "unc", "val"): (85.87, 82.13, 76.64, 65.45, 35.30, 73.50, 75.41),
-        ("refcoco", "unc", "testA"): (88.47, 85.63, 80.57, 68.84, 35.71, 75.97, 77.31),
-        ("refcoco", "unc", "testB"): (80.20, 76.49, 70.34, 60.12, 34.94, 69.33, 71.86),
-        ("refcoco+", "unc", "val"): (76.19, 72.27, 66.82, 56.87, 30.15, 63.79, 67.65),
-        ("refcoco+", "unc", "testA"): (82.50, 79.44, 74.00, 63.27, 31.99, 69.79, 72.53),
-        ("refcoco+", "unc", "testB"): (68.03, 63.35, 57.29, 47.92, 26.98, 56.49, 61.22),
-        ("refcocog", "umd", "val"): (75.82, 71.06, 63.99, 52.98, 27.31, 64.02, 67.41),
-        ("refcocog", "umd", "test"): (76.12, 71.13, 64.58, 53.62, 28.03, 64.49, 67.45),
-        ("refcocog", "google", "val"): (72.57, 68.65, 63.09, 53.33, 28.14, 61.31, 64.84),
-    },
-    "crossvlt": {
-        ("refcoco", "unc", "val"): (85.82, 82.80, 77.49, 67.21, 35.97, 73.44, 75.48),
-        ("refcoco", "unc", "testA"): (88.92, 86.25, 81.62, 69.79, 36.68, 76.16, 77.54),
-        ("refcoco", "unc", "testB"): (81.35, 77.74, 72.27, 62.63, 37.64, 70.15, 72.69),
-        ("refcoco+", "unc", "val"): (76.41, 73.09, 68.49, 59.09, 31.39, 63.60, 67.27),
-        ("refcoco+", "unc", "testA"): (82.43, 79.57, 74.80, 64.65, 32.89, 69.10, 72.00),
-        ("refcoco+", "unc", "testB"): (67.19, 63.31, 58.89, 49.93, 29.15, 55.23, 60.09),
-        ("refcocog", "umd", "val"): (74.75, 70.45, 64.58, 54.21, 28.57, 62.68, 66.21),
-        ("refcocog", "umd", "test"): (71.54, 66.38, 59.00, 48.21, 23.10, 63.75, 62.09),
-    },
-}
-
-# Published rows that are not trustworthy.
-ROW_NOTES = {
-    ("crossvlt", "refcocog", "umd", "test"): (
-        "P@K of this published row repeat LAVT's, digit for digit, and its mIoU is LAVT's oIoU; "
-        "they look like a slip of the authors. Only its oIoU should be quoted."
-    ),
-}
 
 
 def dataset_info(name: str) -> DatasetInfo:

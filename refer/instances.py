@@ -31,7 +31,7 @@ def load_instances(path: str | Path, max_pixels: int = MAX_PIXELS) -> dict[str, 
         InputError: missing, not JSON, or a record without its fields.
     """
     path = Path(path)
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: not an object with 'images' and 'annotations'")
     tables = {}
@@ -67,7 +67,12 @@ def _is_annotation(record: Any) -> bool:
     )
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: it is missing, too large or damaged.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:

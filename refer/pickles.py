@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import InputError
-from refer.instances import whole
+from refer.images import MAX_PIXELS
+from refer.instances import load_instances, whole
 
 Ref = dict[str, Any]
 
@@ -30,6 +31,25 @@ class NotPlain(Exception):
     """The pickle holds something other than lists, dicts, numbers and strings."""
 
 
+def find(folder: Path, split_by: str) -> tuple[Path, Path]:
+    """The files of a dataset in REFER layout: ``refs(splitBy).p`` and ``instances.json``.
+
+    Raises:
+        InputError: there is no such pickle.
+    """
+    path = folder / f"refs({split_by}).p"
+    there = sorted(file.name[5:-3] for file in folder.glob("refs(*).p"))
+    if split_by not in there:
+        choice = f"there is {', '.join(there)} (--splitBy)" if there else "there is none at all"
+        raise InputError(f"{path} does not exist; {choice}, {HELP}")
+    return path, folder / "instances.json"
+
+
+def read(files: tuple[Path, Path], max_pixels: int = MAX_PIXELS) -> dict[str, list[Ref]]:
+    """The records of these files: refs, images, annotations, categories."""
+    return {"refs": load_refs(files[0]), **load_instances(files[1], max_pixels)}
+
+
 def load_refs(path: str | Path) -> list[Ref]:
     """Load the references of one `refs(splitBy).p`.
 
@@ -46,11 +66,15 @@ def load_refs(path: str | Path) -> list[Ref]:
         InputError: the file is missing, too large, damaged, holds anything but lists, dicts,
             numbers and strings (or NumPy's), or is not a list of references.
     """
-    path = Path(path)
+    return check_refs(unpickle(Path(path)), path)
+
+
+def unpickle(path: Path) -> Any:
+    """The lists, dicts, numbers and strings of a pickle; see :func:`load_refs`."""
     try:
         data = _read(path)
         with _memory_limit(MAX_MEMORY_PER_BYTE * len(data) + MAX_MEMORY):
-            refs = _plain(_Unpickler(data).load(), MAX_DEPTH)
+            return _plain(_Unpickler(data).load(), MAX_DEPTH)
     except InputError:
         raise
     except NotPlain as error:
@@ -62,6 +86,10 @@ def load_refs(path: str | Path) -> list[Ref]:
         raise InputError(
             f"{path}: not a readable pickle ({reason}); get the file again, {HELP}"
         ) from None
+
+
+def check_refs(refs: Any, path: str | Path) -> list[Ref]:
+    """Check references and fill in derived fields, in place; see :func:`load_refs`."""
     if not isinstance(refs, list):
         raise InputError(f"{path}: holds a {type(refs).__name__}, not a list of references")
     return [_reference(ref, f"{path}: reference {i}") for i, ref in enumerate(refs)]

@@ -7,6 +7,7 @@ published names.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,11 @@ from PIL import Image
 
 from lib.errors import InputError
 from refer.arrays import Arrays
-from refer.datasets import COCO_FOLDERS, DATASETS, dataset_info
+from refer.datasets import DATASETS, dataset_info
 from refer.images import MAX_PIXELS, open_rgb
-from refer.instances import Record, load_instances
-from refer.masks import MAX_POLYGON, draw_components
-from refer.pickles import Ref, load_refs
+from refer.instances import Record
+from refer.masks import MAX_POLYGON, UInt8Array, draw_components
+from refer.pickles import Ref
 
 HELP = "see refer/README.md"
 # Attributes of `REFER` that are dropped when its arrays are made, and read again on access.
@@ -39,7 +40,8 @@ class REFER:
     Args:
         data_root: folder with the datasets' folders.
         dataset: a name in :data:`refer.datasets.DATASETS`, or another folder of the same layout.
-        splitBy: who made the splits: unc, umd, google, berkeley; part of the pickle's name.
+        splitBy: who made the splits: unc, umd, google, berkeley; part of the pickle's name. Of no
+            effect where there is one only.
         image_root: folder of the images, or the one above `train2014`; by default the first of
             the dataset's image folders that exists.
         max_pixels: upper limit of an image's size.
@@ -85,11 +87,12 @@ class REFER:
         self.ROOT_DIR = Path(data_root)
         self.DATA_DIR = _dataset_folder(self.ROOT_DIR, dataset)
         self.dataset = dataset
-        self.splitBy = splitBy
+        self.info = dataset_info(dataset)
+        self.splitBy = self.info.split_by or splitBy
         self.max_pixels = max_pixels
         self.IMAGE_DIR = image_folder(self.ROOT_DIR, dataset, image_root)
-        self._files = (_refs_pickle(self.DATA_DIR, splitBy), self.DATA_DIR / "instances.json")
-        if not os.path.isfile(self._files[1]):
+        self._files: tuple[Path, Path] = self._layout.find(self.DATA_DIR, self.splitBy)
+        if not os.path.exists(self._files[1]):
             raise InputError(f"{self._files[1]} does not exist; {HELP}")
         self._arrays: Arrays | None = None
         self._finder: Any = None  # of refer/names.py, once it is needed
@@ -102,10 +105,14 @@ class REFER:
         pickle_path, instances_path = self._files
         self.data = {"dataset": self.dataset}
         with _no_garbage_collection():
-            self.data["refs"] = load_refs(pickle_path)
-            self.data.update(load_instances(instances_path, self.max_pixels))
+            self.data |= self._layout.read(self._files, self.max_pixels)
             self._index_instances(instances_path)
             self._index_refs(self.data["refs"], pickle_path)
+
+    @property
+    def _layout(self) -> Any:
+        """The module that finds and reads the files, and may draw segmentations of its own."""
+        return importlib.import_module(f"refer.{self.info.reader}")
 
     def __getattr__(self, name: str) -> Any:
         if name not in RECORDS:
@@ -294,9 +301,14 @@ class REFER:
         mask = np.zeros((image["height"], image["width"]), np.uint8)
         for annotation in self.refToAnns[ref["ref_id"]]:
             where = f"{self!r}: annotation {annotation['id']} of reference {ref['ref_id']}"
-            drawn = draw_components(annotation.get("segmentation"), *mask.shape, where)
+            drawn = self.draw(annotation.get("segmentation"), *mask.shape, where)
             np.maximum(mask, drawn, out=mask)
         return {"mask": mask, "area": int(mask.sum())}
+
+    def draw(self, segmentation: Any, height: int, width: int, where: str) -> UInt8Array:
+        """Draw an annotation of this dataset; see :func:`refer.masks.draw_components`."""
+        draw = getattr(self._layout, "draw", draw_components)
+        return draw(segmentation, height, width, where)
 
     def image_path(self, image_id: int) -> Path:
         """Path of an image's file, which need not exist.
@@ -453,15 +465,6 @@ def _dataset_folder(root: Path, dataset: str) -> Path:
     raise InputError(f"data folder {root} has no folder '{dataset}' (--dataset); it has {known}")
 
 
-def _refs_pickle(folder: Path, split_by: str) -> Path:
-    path = folder / f"refs({split_by}).p"
-    there = sorted(file.name[5:-3] for file in folder.glob("refs(*).p"))
-    if split_by not in there:
-        choice = f"there is {', '.join(there)} (--splitBy)" if there else "there is none at all"
-        raise InputError(f"{path} does not exist; {choice}, {HELP}")
-    return path
-
-
 def image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Path:
     """Folder of a dataset's images.
 
@@ -471,7 +474,8 @@ def image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Pat
         image_root: the folder that the user gives, or None.
 
     Returns:
-        The given folder, or its train2014, or the first of the dataset's that exists.
+        The given folder, or the one in it that has the usual name (train2014), or the first of the
+        dataset's that exists.
 
     Raises:
         InputError: the given folder does not exist.
@@ -481,7 +485,8 @@ def image_folder(root: Path, dataset: str, image_root: str | Path | None) -> Pat
         given = Path(image_root)
         if not os.path.isdir(given):
             raise InputError(f"image folder {given} does not exist (--image_root); {HELP}")
-        inner = given / "train2014"
-        return inner if COCO_FOLDERS[0] in usual and os.path.isdir(inner) else given
+        named = usual if dataset in DATASETS else COCO_FOLDERS
+        inner = [given / folder.rpartition("/")[2] for folder in named]
+        return next((folder for folder in inner if os.path.isdir(folder)), given)
     candidates = [root / folder for folder in usual]
     return next((folder for folder in candidates if os.path.isdir(folder)), candidates[0])

@@ -73,8 +73,10 @@ class Run:
         elif record["kind"] == "epoch":
             self.epoch_loss.add(step, record["loss"])
             if record.get("val") is not None:
-                self.oIoU.add(step, record["val"]["oIoU"])
-                self.mIoU.add(step, record["val"]["mIoU"])
+                val = record["val"]
+                # As gRefCOCO's are named.
+                self.oIoU.add(step, val["cIoU" if "cIoU" in val else "oIoU"])
+                self.mIoU.add(step, val["gIoU" if "gIoU" in val else "mIoU"])
 
 
 def read_run(path: Path, name: str) -> Run:

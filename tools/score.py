@@ -30,27 +30,16 @@ import utils
 from args import Parser
 from lib.errors import InputError
 from lib.evaluation import tables
-from lib.evaluation.bootstrap import COLUMNS, Intervals, paired_intervals
-from lib.evaluation.metrics import Metrics, sample_iou, summarise
+from lib.evaluation.bootstrap import Intervals, paired_intervals
+from lib.evaluation.counts import SampleCounts
+from lib.evaluation.metrics import Metrics
 from lib.evaluation.protocol import at_original_size, warning
 from lib.evaluation.summary import summary
-from refer.masks import shared_pixels
 from tools.report.breakdown import object_codes
-from tools.report.records import Prediction, read_records
+from tools.report.records import Prediction, counts_of, read_records
 from utils import log
 
-Counts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 SHOWN = 48  # characters of an expression in the table
-
-
-def counts_of(samples: Sequence[Prediction], from_masks: bool = False) -> Counts:
-    """Intersection and union of each sample, as recorded or counted again from its masks."""
-    if from_masks:
-        pairs = [shared_pixels(s.segmentation.as_coco, s.truth.as_coco) for s in samples]
-    else:
-        pairs = [(s.intersection, s.union) for s in samples]
-    inter, union = np.array(pairs, dtype=np.int64).T
-    return inter, union
 
 
 def label_of(samples: Sequence[Prediction], from_masks: bool = False) -> str:
@@ -76,7 +65,7 @@ def score(path: Path, from_masks: bool = False) -> tables.Results:
     entries = []
     for split, part in by_split(samples).items():
         kinds = [sample.kind for sample in part]
-        numbers = summary(*counts_of(part, from_masks), object_codes(part).tolist(), kinds)
+        numbers = summary(counts_of(part, from_masks), object_codes(part).tolist(), kinds)
         entries.append(tables.Entry(split, numbers))
     return tables.Results(str(path), {"file": str(path)}, label_of(samples, from_masks), entries)
 
@@ -102,7 +91,7 @@ class Comparison:
     sign: float
 
 
-def compare(first: Counts, second: Counts, objects: Sequence[int]) -> Comparison:
+def compare(first: SampleCounts, second: SampleCounts, objects: Sequence[int]) -> Comparison:
     """Compare the counts of the same samples.
 
     Args:
@@ -110,7 +99,7 @@ def compare(first: Counts, second: Counts, objects: Sequence[int]) -> Comparison
         objects: which object each sample is about.
     """
     which = np.asarray(objects, dtype=np.int64)
-    gains = sample_iou(*second) - sample_iou(*first)
+    gains = second.iou() - first.iou()
     _, place, counts = np.unique(which, return_inverse=True, return_counts=True)
     # Equal counts give equal IoUs, so that the gains of an unchanged object are exactly 0.
     of_object = np.bincount(place, weights=gains) / counts
@@ -121,8 +110,8 @@ def compare(first: Counts, second: Counts, objects: Sequence[int]) -> Comparison
         wilcoxon = float(stats.wilcoxon(of_object).pvalue) if changed else 1.0
     sign = float(stats.binomtest(better, changed).pvalue) if changed else 1.0
     return Comparison(
-        first=summarise(*first),
-        second=summarise(*second),
+        first=first.summarise(),
+        second=second.summarise(),
         intervals=paired_intervals(first, second, which),
         samples=_signs(gains),
         objects=(better, worse, equal),
@@ -172,6 +161,8 @@ def match(paths: Sequence[Path], from_masks: bool, force: bool) -> Matched:
     pairs = [(sample, of_key[sample.key]) for sample in a if sample.key in of_key]
     if not pairs:
         raise InputError(f"{paths[0]} and {paths[1]} have no sample in common")
+    if a[0].metrics != b[0].metrics:
+        raise InputError(f"{paths[0]} and {paths[1]} are of datasets with different metrics")
     others = sum(x.truth != y.truth or x.ann_ids != y.ann_ids for x, y in pairs)
     if others and not force:
         raise InputError(
@@ -197,7 +188,7 @@ class Change:
 
 def changes(pairs: Sequence[tuple[Prediction, Prediction]], from_masks: bool) -> list[Change]:
     """Every sample's change, the greatest loss first."""
-    first, second = (sample_iou(*counts_of(side, from_masks)) for side in zip(*pairs, strict=True))
+    first, second = (counts_of(side, from_masks).iou() for side in zip(*pairs, strict=True))
     result = [
         Change(
             *(sample.split, sample.ref_id, sample.sent_ids, sample.sentence, sample.file_name),
@@ -211,13 +202,14 @@ def changes(pairs: Sequence[tuple[Prediction, Prediction]], from_masks: bool) ->
 def comparison_text(split: str, result: Comparison) -> str:
     """A split's comparison, for the terminal."""
     a, b = result.first.row(), result.second.row()
-    lines = [f"{split:<14}" + "".join(f"{c:>8}" for c in (*COLUMNS, "n"))]
-    rows = {"A": a, "B": b, "B - A": {c: b[c] - a[c] for c in COLUMNS}}
+    lines = [f"{split:<14}" + "".join(f"{c:>8}" for c in (*a, "n"))]
+    rows = {"A": a, "B": b, "B - A": {c: b[c] - a[c] for c in a}}
     rows |= {"  95 % from": {c: low for c, (low, _) in result.intervals.items()}}
     rows |= {"  to": {c: high for c, (_, high) in result.intervals.items()}}
     for name, row in rows.items():
         size = f"{result.first.samples:>8}" if name in ("A", "B") else ""
-        lines.append(f"{name:<14}" + "".join(f"{row[c]:8.2f}" for c in COLUMNS) + size)
+        cells = ("-" if row[c] != row[c] else f"{row[c]:.2f}" for c in a)
+        lines.append(f"{name:<14}" + "".join(f"{cell:>8}" for cell in cells) + size)
     for what, (better, worse, equal) in (("samples", result.samples), ("objects", result.objects)):
         lines.append(f"{what}: {better} better, {worse} worse, {equal} equal")
     lines.append(

@@ -23,6 +23,7 @@ from args import (
 )
 from lib import runtime
 from lib.checkpoint.rebuild import Trained, open_trained
+from lib.evaluation.protocol import USUAL
 from utils import log
 
 
@@ -85,9 +86,8 @@ def name_outputs(args: argparse.Namespace) -> None:
     """Name the files of results and predictions of test.py; each protocol has its own."""
     differences = protocol_of(args).differences()
     differences.pop("img_size", None)  # usually follows from the checkpoint
-    name = "_".join(
-        [args.dataset, args.splitBy, *args.splits, *(f"{k}-{v}" for k, v in differences.items())]
-    )
+    others = [f"{k}-{v}" for k, v in differences.items() if f"{k}={v}" not in USUAL]
+    name = "_".join([args.dataset, args.splitBy, *args.splits, *others])
     folder = Path("models") / args.model_id
     args.results = args.results or str(folder / f"results_{name}.json")
     if args.predictions == "":

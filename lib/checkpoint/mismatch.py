@@ -18,7 +18,7 @@ TEXT_LAYER = re.compile(r"(?:text_encoder|lang_stage1)\.encoder\.layer\.(\d+)\."
 # Parts of the names of weights that not every variant has.
 OPTIONAL_PARTS = {"absolute_pos_embed", "res_gate", "fusion", "project_mm", "lang_project"}
 OPTIONAL_PARTS |= {"vis_project", "image_lang_att", "f_key", "f_query", "f_value", "W", "norm"}
-OPTIONAL_PARTS |= {"running_mean", "running_var", "num_batches_tracked"}
+OPTIONAL_PARTS |= {"no_target_head", "running_mean", "running_var", "num_batches_tracked"}
 
 
 def mismatch(
@@ -80,6 +80,7 @@ def describe(state: State) -> dict[str, Any]:
         "swin_type": types[0] if types else None,
         "window": (int(table**0.5) + 1) // 2 if table else None,
         "ape": shape(state, "absolute_pos_embed", 2) or 0,
+        "no_target_head": "no_target_head.weight" in state,
         "text_width": shape(state, "embeddings.word_embeddings.weight", 1),
         "text_layers": len({match[1] for k in state if (match := TEXT_LAYER.match(k))}),
         "vocabulary": shape(state, "embeddings.word_embeddings.weight", 0),
@@ -92,6 +93,8 @@ def flag(key: str, value: Any) -> str:
         return "--window12" if value == 12 else f"window {value} (no --window12)"
     if key == "ape":
         return f"--ape {value}"
+    if key == "no_target_head":
+        return "--no_target_head" if value else "no --no_target_head"
     if key in ("text_width", "text_layers", "vocabulary"):
         return f"--ck_bert and --bert_tokenizer with {key.replace('_', ' ')} {value}"
     return f"--{key} {value}"

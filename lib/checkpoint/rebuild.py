@@ -34,7 +34,7 @@ from lib.weights import levels, read_checkpoint
 T = TypeVar("T")
 
 # Flags that make a model. A file that tells them decides; see :func:`open_trained`.
-OF_MODEL = ("model", "swin_type", "window", "ape", "mha", "fusion_drop", *CHOICES)
+OF_MODEL = ("model", "swin_type", "window", "ape", "mha", "fusion_drop", "no_target_head", *CHOICES)
 OF_USE = ("img_size", "max_tokens", "text", "mask_mode", "dataset", "splitBy")
 OF_BERT = ("ck_bert", "bert_tokenizer")
 POSSIBLE: Mapping[str, Collection[str]] = {
@@ -134,6 +134,7 @@ def open_trained(
             ape_grid=settings["ape"],
             mha="" if settings["mha"] in ("", ONE_HEAD) else settings["mha"],
             fusion_drop=settings["fusion_drop"],
+            no_target_head=settings["no_target_head"],
             max_tokens=given.get("max_tokens") or settings["max_tokens"],
             variant=Variant(**{name: settings[name] for name in CHOICES}),
             accelerate=accelerate,
@@ -170,6 +171,8 @@ def _recorded(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[
             fine = type(value) is int and 0 <= value <= MAX_SIDE
         elif name == "fusion_drop":
             fine = type(value) in (int, float) and 0 <= value < 1
+        elif name == "no_target_head":
+            fine = type(value) is bool
         elif name in POSSIBLE:
             fine = isinstance(value, str) and value in POSSIBLE[name]
         elif name in ("dataset", "splitBy"):
@@ -196,6 +199,7 @@ def _known_flags(
         known["model"] = "crossvlt" if seen["model"] == "crossvlt" else lavt
     # Shapes cannot be wrong.
     known |= {k: seen[k] for k in ("swin_type", "window") if seen[k] is not None}
+    known["no_target_head"] = seen["no_target_head"]
     if seen["swin_type"] is not None:
         known["ape"] = seen["ape"]
     if known["model"] in ("lavt", "lavt_one"):
@@ -351,7 +355,7 @@ def _summary(
     assumed: Sequence[str],
 ) -> str:
     """What the model is, and what of it is assumed."""
-    usual = {"fusion_drop": 0.0, "ape": 0, "mha": ONE_HEAD, "text": "raw"}
+    usual = {"fusion_drop": 0.0, "ape": 0, "mha": ONE_HEAD, "text": "raw", "no_target_head": False}
     usual |= {name: getattr(PUBLISHED, name) for name in CHOICES}
     names = [*OF_MODEL, "img_size", "max_tokens", "text"]
     shown = [f"{n} {settings[n]}" for n in names if n in told and settings[n] != usual.get(n)]

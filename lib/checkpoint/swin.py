@@ -156,6 +156,8 @@ def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def resized(state: State, own: State, path: str) -> State:
     """The weights of a trained model with position embedding and bias tables of another's size.
 
+    A no-target head that the file lacks stays as the model's.
+
     Args:
         state: of the file.
         own: of the model.
@@ -173,6 +175,7 @@ def resized(state: State, own: State, path: str) -> State:
         for k, v in own.items()
         if (k.endswith("relative_position_index") and k in state)
         or (k.endswith("absolute_pos_embed") and k not in state)
+        or (k.startswith("no_target_head.") and k not in state)
     }
     return fitted | kept
 

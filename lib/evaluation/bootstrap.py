@@ -6,24 +6,22 @@ drawing samples would make the intervals too narrow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from lib.evaluation.metrics import PRECISION_AT, sample_iou
+from lib.evaluation.counts import Floats, SampleCounts
 
-Floats = npt.NDArray[np.float64]
 Intervals = dict[str, tuple[float, float]]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 CELLS = 1 << 22  # of one block of draws; bounds memory
 
-COLUMNS = (*(f"P@{k}" for k in PRECISION_AT), "oIoU", "mIoU")
-
 
 def intervals(
-    inter: npt.NDArray[np.int64],
-    union: npt.NDArray[np.int64],
+    counts: SampleCounts,
     objects: npt.NDArray[np.int64],
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -31,21 +29,22 @@ def intervals(
     """95 % percentile intervals of a split's metrics.
 
     Args:
-        inter, union: (N,) of each sample, pixels.
+        counts: of N samples.
         objects: (N,) which object each sample is about.
         resamples: number of draws, each of as many objects as there are.
         seed: of the draws.
 
     Returns:
-        (low, high) in percent by the heads of :meth:`lib.evaluation.metrics.Metrics.row`.
+        (low, high) in percent by the heads of :meth:`lib.evaluation.metrics.Metrics.row`; nan
+        where no draw defines a metric.
     """
-    drawn = _resampled(_object_sums(inter, union, objects), resamples, seed)
-    return _percentiles(_metrics(drawn))
+    drawn = _resampled(_object_sums(counts, objects), resamples, seed)
+    return _percentiles(counts.columns, counts.of_sums(drawn))
 
 
 def paired_intervals(
-    first: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
-    second: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    first: SampleCounts,
+    second: SampleCounts,
     objects: npt.NDArray[np.int64],
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -53,27 +52,24 @@ def paired_intervals(
     """Intervals of the second's metrics less the first's, each draw being of the same objects.
 
     Args:
-        first, second: intersection and union of the same samples, (N,) each, pixels.
+        first, second: counts of the same samples.
         objects: (N,) which object each sample is about.
         resamples, seed: as in :func:`intervals`.
 
     Returns:
         (low, high) of the difference, in points, by column.
     """
-    sums = [_object_sums(*counts, objects) for counts in (first, second)]
+    sums = [_object_sums(counts, objects) for counts in (first, second)]
     width = sums[0].shape[1]
     drawn = _resampled(np.concatenate(sums, axis=1), resamples, seed)
-    return _percentiles(_metrics(drawn[:, width:]) - _metrics(drawn[:, :width]))
+    gains = second.of_sums(drawn[:, width:]) - first.of_sums(drawn[:, :width])
+    return _percentiles(first.columns, gains)
 
 
-def _object_sums(
-    inter: npt.NDArray[np.int64], union: npt.NDArray[np.int64], objects: npt.NDArray[np.int64]
-) -> Floats:
-    """(M, 4 + K): samples, I, U, IoU and hits at each precision, summed over each object."""
-    iou = sample_iou(inter, union)
-    columns = [np.ones(len(iou)), inter, union, iou, *(iou >= k for k in PRECISION_AT)]
+def _object_sums(counts: SampleCounts, objects: npt.NDArray[np.int64]) -> Floats:
+    """(M, C) terms of the metrics, summed over each object."""
     _, which = np.unique(objects, return_inverse=True)
-    return np.stack([np.bincount(which, weights=c) for c in columns], axis=1)
+    return np.stack([np.bincount(which, weights=c) for c in counts.terms().T], axis=1)
 
 
 def _resampled(sums: Floats, resamples: int, seed: int) -> Floats:
@@ -92,15 +88,12 @@ def _resampled(sums: Floats, resamples: int, seed: int) -> Floats:
     return out
 
 
-def _metrics(sums: Floats) -> Floats:
-    """(R, len(COLUMNS)) metrics in percent of (R, 4 + K) sums; nan where all unions are empty."""
-    samples, inter, union, iou = sums[:, :4].T
-    overall = np.divide(inter, union, out=np.full(len(sums), np.nan), where=union > 0)
-    hits = sums[:, 4:] / samples[:, None]
-    return 100 * np.column_stack([hits, overall, iou / samples])
-
-
-def _percentiles(values: Floats) -> Intervals:
+def _percentiles(columns: Sequence[str], values: Floats) -> Intervals:
+    """Ends of each column over the draws that define it."""
     tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(values, [tail, 100 - tail], axis=0)
-    return {c: (float(a), float(b)) for c, a, b in zip(COLUMNS, low, high, strict=True)}
+    out = {}
+    for name, column in zip(columns, values.T, strict=True):
+        defined = column[~np.isnan(column)]
+        ends = np.percentile(defined, [tail, 100 - tail]) if len(defined) else (np.nan, np.nan)
+        out[name] = (float(ends[0]), float(ends[1]))
+    return out

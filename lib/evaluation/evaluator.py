@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from lib.runtime import autocast
 from refer.masks import RunLengths, run_lengths, shared_pixels
 from utils import DistInfo
 
+if TYPE_CHECKING:
+    from lib.evaluation.counts import SampleCounts
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -34,6 +37,8 @@ class EvalConfig:
         pin_mem: page-locked batches.
         amp: see :func:`lib.runtime.autocast`.
         eval_size: 'model' counts pixels at the model's input size, 'original' at the image's.
+        no_target_pixels: a predicted mask of fewer pixels, or of none, means that there is no
+            target; 'head': the model's no-target head decides. None is 0.
     """
 
     batch_size: int
@@ -41,6 +46,7 @@ class EvalConfig:
     pin_mem: bool = False
     amp: str = "off"
     eval_size: str = "model"
+    no_target_pixels: int | str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,7 @@ class SamplePrediction(NamedTuple):
     score: float  # mean probability inside the predicted mask; 0 if that is empty
     mask: RunLengths
     ground_truth: RunLengths
+    predicted_no_target: bool = False
 
 
 OnPrediction = Callable[[SamplePrediction], None]
@@ -106,7 +113,7 @@ def resize_prediction(logits: Tensor, height: int, width: int, expression: str =
     return Prediction(decide_mask(full).cpu().numpy(), probability.cpu().numpy(), expression)
 
 
-def expression_logits(model: nn.Module, batch: Batch, amp: str) -> list[Tensor]:
+def expression_logits(model: Callable[..., Tensor], batch: Batch, amp: str) -> list[Tensor]:
     """Run the model on every expression of a batch.
 
     On a CPU each expression takes a forward pass of its own, so its logits do not depend on the
@@ -147,7 +154,7 @@ def evaluate(
     config: EvalConfig,
     info: DistInfo,
     on_prediction: OnPrediction | None = None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> SampleCounts:
     """Count intersections and unions of samples over all ranks (LAVT, Sec. 4.1).
 
     Each rank evaluates its own batches; nothing is padded or counted twice, and integers are
@@ -163,9 +170,16 @@ def evaluate(
         on_prediction: called with every sample that this rank evaluates.
 
     Returns:
-        Intersection and union, (N,) each, in the order of ``indices``; the same on all ranks.
+        Counts of the kind that the dataset's metrics need, in the order of ``indices``; the same on
+        all ranks.
     """
     model.eval()
+    forward: Any = model
+    if by_head := config.no_target_pixels == "head":
+        from lib.evaluation.generalised import HeadRecorder
+
+        forward = HeadRecorder(model)
+    least = 0 if by_head else max(1, int(config.no_target_pixels or 0))
     order = dataset.group_by_image(indices)  # so that an image is decoded once
     batches = ShardedBatches(order, config.batch_size, info.rank, info.world)
     loader = build_loader(dataset, batches, config.workers, config.pin_mem)
@@ -173,27 +187,40 @@ def evaluate(
     original = config.eval_size == "original"
     for batch in utils.progress(loader, "evaluation", info.rank, len(batches)):
         batch = prepare_batch(batch, info.device)
-        logits = expression_logits(model, batch, config.amp)
+        logits = expression_logits(forward, batch, config.amp)
+        said = forward.of_samples(logits) if by_head else None
         if not original:
-            counts.add(batch["index"], torch.stack([*map(decide_mask, logits)]), batch["target"])
+            masks = torch.stack([*map(decide_mask, logits)])
+            none = masks.sum((1, 2)) < least if said is None else said
+            counts.add(batch["index"], masks, batch["target"], none)
         if original or on_prediction:
-            for prediction in _original_size(batch, logits, counts, original):
+            for prediction in _original_size(batch, logits, counts, original, said, least):
                 if on_prediction:
                     on_prediction(prediction)
     utils.all_reduce_sum(counts.table)
-    return counts.of(list(indices))
+    from lib.evaluation.counts import sample_counts
+
+    chosen = list(indices)
+    no_target = dataset.no_target[chosen], counts.no_target(chosen)
+    return sample_counts(dataset.metrics, *counts.of(chosen), *no_target)
 
 
 def _original_size(
-    batch: Batch, logits: list[Tensor], counts: Counts, count: bool
+    batch: Batch, logits: list[Tensor], counts: Counts, count: bool, said: Tensor | None, least: int
 ) -> Iterator[SamplePrediction]:
-    """Resize each sample's logits to its image; with ``count``, count its pixels there."""
+    """Resize each sample's logits to its image; with ``count``, count its pixels there.
+
+    There is no target where a head ``said`` so, (B,), or else where a mask has fewer pixels than
+    ``least``.
+    """
     sizes = zip(batch["height"].tolist(), batch["width"].tolist(), strict=True)
     samples = zip(batch["index"].tolist(), sizes, batch["original_mask"], logits, strict=True)
-    for index, (height, width), runs, sample_logits in samples:
+    for i, (index, (height, width), runs, sample_logits) in enumerate(samples):
         prediction = resize_prediction(sample_logits, height, width)
         mask, ground_truth = run_lengths(prediction.mask), {"size": [height, width], "counts": runs}
         if count:
-            counts.put(index, *shared_pixels(mask, ground_truth))
-        inter, union = counts.table[index, :2].tolist()
-        yield SamplePrediction(index, inter, union, prediction.score, mask, ground_truth)
+            none = bool(prediction.mask.sum() < least if said is None else said[i])
+            counts.put(index, *shared_pixels(mask, ground_truth), none)
+        inter, union, none, _ = counts.table[index].tolist()
+        score = prediction.score
+        yield SamplePrediction(index, inter, union, score, mask, ground_truth, bool(none))

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+COLUMNS = (*(f"P@{k}" for k in PRECISION_AT), "oIoU", "mIoU")
 
 
 def intersection_union(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,12 +56,13 @@ class Metrics:
         columns = {f"P@{k}": v for k, v in self.precision.items()}
         return {**columns, "oIoU": self.oIoU, "mIoU": self.mIoU}
 
+    def headline(self) -> dict[str, float]:
+        """What a run's log shows; the best checkpoint is the best in the first."""
+        return {"oIoU": self.oIoU, "mIoU": self.mIoU}
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain containers for JSON; a nan oIoU becomes None."""
-        out = asdict(self)
-        if np.isnan(self.oIoU):
-            out["oIoU"] = None
-        return out
+        """Plain containers for JSON; what is not defined (nan) becomes None."""
+        return {k: None if v != v else v for k, v in asdict(self).items()}
 
     def release_text(self) -> str:
         """The lines that the release prints, character by character."""
@@ -108,24 +111,36 @@ class Counts:
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        self.table = torch.zeros(size, 3, dtype=torch.int64, device=device)
+        # Intersection, union, whether the prediction is that there is no target, visits.
+        self.table = torch.zeros(size, 4, dtype=torch.int64, device=device)
 
-    def add(self, index: Tensor, pred: Tensor, target: Tensor) -> None:
-        """Count a batch: index (B,) positions in the dataset, pred and target (B, H, W)."""
+    def add(
+        self, index: Tensor, pred: Tensor, target: Tensor, no_target: Tensor | None = None
+    ) -> None:
+        """Count a batch: index (B,) positions in the dataset, pred and target (B, H, W).
+
+        ``no_target`` (B,): whether the prediction is that there is none.
+        """
         inter, union = intersection_union(pred, target)
-        self.table.index_add_(0, index, torch.stack([inter, union, torch.ones_like(inter)], dim=1))
+        none = torch.zeros_like(inter) if no_target is None else no_target
+        rows = torch.stack([inter, union, none.long(), torch.ones_like(inter)], dim=1)
+        self.table.index_add_(0, index, rows)
 
-    def put(self, index: int, inter: int, union: int) -> None:
+    def put(self, index: int, inter: int, union: int, no_target: bool = False) -> None:
         """Enter the counts of one sample."""
-        self.table[index] += torch.tensor([inter, union, 1], device=self.table.device)
+        self.table[index] += torch.tensor([inter, union, no_target, 1], device=self.table.device)
 
-    def of(self, expected: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, expected: list[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Intersection and union of the expected samples, in that order.
 
         Raises:
             RuntimeError: a sample was not evaluated exactly once, or another one was evaluated.
         """
         table = self.table.cpu().numpy()
-        if not (table[expected, 2] == 1).all() or table[:, 2].sum() != len(expected):
+        if not (table[expected, 3] == 1).all() or table[:, 3].sum() != len(expected):
             raise RuntimeError("evaluation did not visit each sample exactly once")
         return table[expected, 0], table[expected, 1]
+
+    def no_target(self, expected: list[int]) -> npt.NDArray[np.bool_]:
+        """Whether the prediction of each expected sample is that there is no target."""
+        return self.table.cpu().numpy()[expected, 2] > 0

@@ -33,6 +33,8 @@ def line(about: dict[str, Any], prediction: SamplePrediction, protocol: str) -> 
         protocol: its label.
     """
     iou = prediction.intersection / prediction.union if prediction.union else 0.0
+    if "no_target" in about:
+        about = about | {"predicted_no_target": prediction.predicted_no_target}
     return {
         **about,
         "iou": iou,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lib.evaluation.bootstrap import COLUMNS
+from lib.evaluation.metrics import COLUMNS
 from lib.evaluation.protocol import Protocol
-from refer.datasets import PUBLISHED_ROWS, ROW_NOTES, UNVERIFIED, published_counts
+from refer.datasets import UNVERIFIED, published_counts
+from refer.published import OTHER_MODELS, PUBLISHED_ROWS, ROW_NOTES
 
 TITLES = {
     "lavt": "LAVT, cross entropy",
@@ -21,7 +22,8 @@ class Published:
 
     Attributes:
         title: of the published model.
-        values: percent, by column; empty if other data were evaluated here.
+        values: percent, by column, of which some may be missing; empty if other data were evaluated
+            here.
         reason: why a measured number must not be compared with it; '' if it may.
         note: a caveat on the row; '' for none.
     """
@@ -62,3 +64,17 @@ def look_up(
     row = dict(zip(COLUMNS, values, strict=True))
     reason = "" if protocol.is_standard else f"other protocol: {protocol.label}"
     return Published(TITLES[model], row, reason, ROW_NOTES.get((model, *data), ""))
+
+
+def other_models(data: tuple[str, str, str], objects: int) -> list[Published]:
+    """Results of other models on a split, which are shown but not compared.
+
+    Args:
+        data: dataset, splitBy, split.
+        objects: size of the split here; none are shown for a known other size.
+    """
+    size = published_counts(data[0], data[1]).get(data[2])
+    if size is not None and size.refs not in (None, objects):
+        return []
+    rows = OTHER_MODELS.get(data, {})
+    return [Published(name, values, reason="another model") for name, values in rows.items()]

@@ -31,14 +31,16 @@ def tabulate(
     entries = []
     for split, summary in summaries.items():
         dataset = datasets[split]
+        data = (refer.dataset, refer.splitBy, split)
         row = published.look_up(
             model,
-            (refer.dataset, refer.splitBy, split),
+            data,
             protocol,
             len(dataset.samples_of_ref),
             dataset.expression_count,
         )
-        entries.append(tables.Entry(split, summary, row))
+        others = published.other_models(data, len(dataset.samples_of_ref))
+        entries.append(tables.Entry(split, summary, row, others))
     facts = {"dataset": refer.dataset, "splitBy": refer.splitBy, "model": model}
     title = f"{dataset_info(refer.dataset).display_name} ({refer.splitBy}), {model}"
     return tables.Results(title, facts, protocol.label, entries)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from data.dataset_refer_bert import OtherObjectExpressions, ReferDataset
 from data.loaders import one_expression_per_reference
 from lib.evaluation.bootstrap import Intervals, intervals
+from lib.evaluation.counts import SampleCounts
 from lib.evaluation.evaluator import EvalConfig, OnPrediction, evaluate
-from lib.evaluation.metrics import Metrics, summarise
+from lib.evaluation.metrics import Metrics
 from utils import DistInfo
 
 
@@ -40,26 +40,21 @@ class Summary:
         return out
 
 
-def summary(
-    inter: npt.NDArray[np.int64],
-    union: npt.NDArray[np.int64],
-    objects: Sequence[int],
-    kinds: Sequence[str | None],
-) -> Summary:
+def summary(counts: SampleCounts, objects: Sequence[int], kinds: Sequence[str | None]) -> Summary:
     """Summarise a split.
 
     Args:
-        inter, union: (N,) of each sample, pixels.
+        counts: of N samples.
         objects: which object each of the N samples is about.
         kinds: of each sample's expression; None if unknown.
     """
-    rows = {"all": summarise(inter, union)}
+    rows = {"all": counts.summarise()}
     of_sample = np.array([kind or "" for kind in kinds])
     for kind in sorted({kind for kind in kinds if kind}):
         chosen = of_sample == kind
-        rows[f"kind: {kind}"] = summarise(inter[chosen], union[chosen])
+        rows[f"kind: {kind}"] = counts.take(chosen).summarise()
     which = np.asarray(objects, dtype=np.int64)
-    return Summary(rows, intervals(inter, union, which), len(np.unique(which)))
+    return Summary(rows, intervals(counts, which), len(np.unique(which)))
 
 
 def evaluate_split(
@@ -83,16 +78,16 @@ def evaluate_split(
     samples = list(range(len(dataset)))
     if one_expression_seed is not None:
         samples = one_expression_per_reference(dataset.samples_of_ref, one_expression_seed, 0)
-    inter, union = evaluate(model, dataset, samples, config, info, on_prediction)
+    counts = evaluate(model, dataset, samples, config, info, on_prediction)
     kinds = dataset.sample_kinds()
-    result = summary(inter, union, _objects(dataset, samples), [kinds[i] for i in samples])
+    result = summary(counts, _objects(dataset, samples), [kinds[i] for i in samples])
     if control:
         others = OtherObjectExpressions(dataset)
         if chosen := sorted(set(samples) & set(others.indices)):
             same = np.isin(samples, chosen)
-            result.rows["same, right sentence"] = summarise(inter[same], union[same])
+            result.rows["same, right sentence"] = counts.take(same).summarise()
             wrong = evaluate(model, others, chosen, config, info)
-            result.rows["same, sentence of another object"] = summarise(*wrong)
+            result.rows["same, sentence of another object"] = wrong.summarise()
     return result
 
 

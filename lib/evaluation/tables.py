@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.evaluation.bootstrap import COLUMNS, LEVEL, RESAMPLES
+from lib.evaluation.bootstrap import LEVEL, RESAMPLES
 from lib.evaluation.metrics import Metrics
 from lib.evaluation.protocol import tag, warning
 from lib.evaluation.published import Published
@@ -21,6 +21,7 @@ METHOD = (
     "(±: half an interval's width)."
 )
 NO_NUMBER = "-"
+NAN = float("nan")
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -34,11 +35,19 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 @dataclass(frozen=True)
 class Entry:
-    """A split's result, and what was published for it, where anything was."""
+    """A split's result, and what was published for it, where anything was.
+
+    Attributes:
+        split: its name.
+        summary: the result.
+        published: of the same model.
+        others: published of other models.
+    """
 
     split: str
     summary: Summary
     published: Published | None = None
+    others: Sequence[Published] = ()
 
     @property
     def metrics(self) -> Metrics:
@@ -62,6 +71,11 @@ class Results:
     protocol: str
     entries: Sequence[Entry]
 
+    @property
+    def columns(self) -> list[str]:
+        """Heads of the metrics, which are the same in all entries."""
+        return list(self.entries[0].metrics.row())
+
     def remarks(self) -> list[str]:
         """Sentences that belong below a table."""
         notes = [METHOD]
@@ -71,15 +85,17 @@ class Results:
                 notes.append(f"{entry.split}: not compared with the published row, {row.reason}.")
             if row and row.note:
                 notes.append(f"{entry.split}, published: {row.note}")
+            if entry.others:
+                notes.append(f"{entry.split}: rows of other models are as published, of all of it.")
         return notes
 
 
 def format_table(rows: Sequence[tuple[str, Metrics]]) -> str:
     """Rows as papers print them, under a header."""
     width = max(len(name) for name, _ in rows)
-    lines = [" " * width + "".join(f"{h:>8}" for h in (*COLUMNS, "n"))]
+    lines = [" " * width + "".join(f"{h:>8}" for h in (*rows[0][1].row(), "n"))]
     for name, m in rows:
-        cells = "".join(f"{v:8.2f}" for v in m.row().values())
+        cells = "".join(f"{_number(v, f'{v:.2f}'):>8}" for v in m.row().values())
         lines.append(f"{name:<{width}}{cells}{m.samples:>8}")
     return "\n".join(lines)
 
@@ -94,15 +110,16 @@ def as_text(results: Results) -> str:
     ]
     rows = _rows(results, ranges=False)
     width = max(len(row[0]) for row in rows)
-    head = " " * width + "".join(f"{h:>8}" for h in (*COLUMNS, "n"))
-    lines = [row[0].ljust(width) + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows]
+    head = " " * width + "".join(f"{h:>8}" for h in (*results.columns, "n"))
+    lines = [row[0].ljust(width) + "".join(f" {cell:>7}" for cell in row[1:]) for row in rows]
     below = "\n".join([results.title, head, *map(str.rstrip, lines), *_below(results)])
     return f"{format_table(named)}\n\n{below}" if len(named) > len(results.entries) else below
 
 
 def as_markdown(results: Results) -> str:
     """The same as a Markdown page."""
-    rows = [["", *COLUMNS, "n"], ["---"] * (len(COLUMNS) + 2), *_rows(results, ranges=True)]
+    heads = ["", *results.columns, "n"]
+    rows = [heads, ["---"] * len(heads), *_rows(results, ranges=True)]
     table = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
     below = "\n\n".join(_below(results))
     return "\n".join([f"# {results.title}", "", *table, "", below]) + "\n"
@@ -110,8 +127,8 @@ def as_markdown(results: Results) -> str:
 
 def as_latex(results: Results) -> str:
     """The same as a tabular that needs no package, to be \\input in a table."""
-    columns = len(COLUMNS) + 2
-    rows = [["", *COLUMNS, "n"], *_rows(results, ranges=True)]
+    columns = len(results.columns) + 2
+    rows = [["", *results.columns, "n"], *_rows(results, ranges=True)]
     lines = [" & ".join(map(latex_escape, row)) + r" \\" for row in rows]
     lines.insert(1, r"\hline")
     wide = rf"\multicolumn{{{columns}}}{{p{{0.9\linewidth}}}}"
@@ -131,12 +148,13 @@ def as_csv(results: Results) -> str:
     """One line a split and kind of number: measured, low, high, published, difference."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    heads = [*results.facts, "protocol", "split", "row", *COLUMNS, "samples", "objects", "remark"]
+    columns = results.columns
+    heads = [*results.facts, "protocol", "split", "row", *columns, "samples", "objects", "remark"]
     writer.writerow(heads)
     for entry in results.entries:
         front = [*results.facts.values(), results.protocol, entry.split]
         for row, values, remark in _numbers(entry):
-            cells = ["" if (v := values[c]) != v else f"{v:.4f}" for c in COLUMNS]
+            cells = ["" if (v := values.get(c, NAN)) != v else f"{v:.4f}" for c in columns]
             writer.writerow(
                 [*front, row, *cells, entry.metrics.samples, entry.summary.objects, remark]
             )
@@ -168,6 +186,8 @@ def _numbers(entry: Entry) -> list[tuple[str, dict[str, float], str]]:
         rows.append(("published", published.values, published.reason))
         if not published.reason:
             rows.append(("difference", _difference(entry.metrics, published), ""))
+    for other in entry.others:
+        rows.append(("published", other.values, f"another model: {other.title}"))
     return rows
 
 
@@ -186,33 +206,35 @@ def _rows(results: Results, ranges: bool) -> list[list[str]]:
     rows = []
     for entry in results.entries:
         values, ends = entry.metrics.row(), entry.summary.intervals
-        cells = [_number(values[c], f"{values[c]:.2f}") for c in COLUMNS]
+        cells = [_number(v, f"{v:.2f}") for v in values.values()]
         rows.append([entry.split + tag(results.protocol), *cells, str(entry.metrics.samples)])
         shown = {
             c: f"[{low:.2f}, {high:.2f}]" if ranges else f"{(high - low) / 2:.2f}"
             for c, (low, high) in ends.items()
         }
         name = "95 % interval" if ranges else "  ±"
-        rows.append([name, *(_number(sum(ends[c]), shown[c]) for c in COLUMNS), ""])
+        rows.append([name, *(_number(sum(ends[c]), shown[c]) for c in values), ""])
         rows += _published_rows(entry)
     return rows
 
 
 def _published_rows(entry: Entry) -> list[list[str]]:
-    published = entry.published
-    if not published or not published.values:
-        return []
-    given = [f"{published.values[c]:.2f}" for c in COLUMNS]
-    remark = "not compared" if published.reason else ""
-    rows = [[f"published ({published.title})", *given, remark]]
-    if not remark:
-        gaps = _difference(entry.metrics, published)
-        rows.append(["difference", *(_number(gaps[c], f"{gaps[c]:+.2f}") for c in COLUMNS), ""])
+    rows = []
+    for published in filter(None, (entry.published, *entry.others)):
+        if not published.values:
+            continue
+        given = [published.values.get(c, NAN) for c in entry.metrics.row()]
+        cells = [_number(v, f"{v:.2f}") for v in given]
+        remark = "not compared" if published.reason else ""
+        rows.append([f"published ({published.title})", *cells, remark])
+        if not remark:
+            gaps = _difference(entry.metrics, published).values()
+            rows.append(["difference", *(_number(v, f"{v:+.2f}") for v in gaps), ""])
     return rows
 
 
 def _number(value: float, text: str) -> str:
-    return text if value == value else NO_NUMBER  # nan: every union is empty
+    return text if value == value else NO_NUMBER  # nan: not defined
 
 
 def _below(results: Results) -> list[str]:

@@ -35,7 +35,7 @@ class Board:
         group = "train" if record["kind"] == "step" else "epoch"
         numbers = {f"{group}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
         numbers |= {f"{group}/loss_{k}": v for k, v in record.get("losses", {}).items()}
-        for name in ("oIoU", "mIoU"):
+        for name in ("oIoU", "mIoU", "cIoU", "gIoU", "N_acc", "T_acc", "Acc"):
             numbers[f"val/{name}"] = record.get("val", {}).get(name)
         try:
             for name, value in numbers.items():

@@ -19,7 +19,7 @@ from data.loaders import RandomExpressionSampler, build_loader, one_expression_p
 from lib import checkpoint, runtime
 from lib.errors import InputError
 from lib.evaluation.evaluator import EvalConfig, evaluate
-from lib.evaluation.metrics import Metrics, summarise
+from lib.evaluation.metrics import Metrics
 from lib.evaluation.protocol import tag
 from lib.losses import LOSSES
 from lib.model import Objective, Segmenter
@@ -55,6 +55,7 @@ class TrainConfig:
     eval_every: int = 1
     val_expressions: str = "one"
     protocol: str = "standard"
+    no_target_pixels: int | str | None = None
     stop_after: int = 0
     save_steps: int = 0
     save_minutes: float = 0.0
@@ -69,7 +70,8 @@ class Trainer:
         epoch: number of finished epochs, validation included.
         step: number of steps done in the epoch after them.
         steps: number of steps of an epoch.
-        best_oIoU: of the best validation so far, percent; -1 before the first.
+        best_oIoU: of the best validation so far, percent; -1 before the first. The first of
+            :meth:`lib.evaluation.metrics.Metrics.headline`, which may be named cIoU.
         skipped: number of steps whose ``finite`` was False.
 
     Args:
@@ -204,10 +206,13 @@ class Trainer:
             indices = one_expression_per_reference(samples, config.seed, self.epoch)
         else:
             indices = list(range(len(self.val_set)))
-        how = EvalConfig(config.batch_size, config.workers, config.pin_mem, config.amp)
+        how = EvalConfig(
+            *(config.batch_size, config.workers, config.pin_mem, config.amp),
+            no_target_pixels=config.no_target_pixels,
+        )
         try:
             with self.signals.at_once():
-                return summarise(*evaluate(self.model, self.val_set, indices, how, self.info))
+                return evaluate(self.model, self.val_set, indices, how, self.info).summarise()
         except Stopped as e:
             if self.info.is_main:
                 self.save([], required=True)
@@ -231,15 +236,16 @@ class Trainer:
         record |= {"peak_memory_gb": round(utils.peak_memory_gb(self.info.device), 3)}
         best = metrics is not None and metrics.oIoU > self.best_oIoU
         if metrics is not None:
-            numbers = (epoch, metrics.oIoU, metrics.mIoU, tag(protocol))
-            log.info("epoch %d  oIoU %.2f  mIoU %.2f%s", *numbers)
+            numbers = "  ".join(f"{k} {v:.2f}" for k, v in metrics.headline().items())
+            log.info("epoch %d  %s%s", epoch, numbers, tag(protocol))
             record |= {"val": metrics.as_dict(), "protocol": protocol}
             self.best_oIoU = metrics.oIoU if best else self.best_oIoU
         self.record(record)
         self.epoch, self.step, self.loss_sum, self.loss_count = epoch + 1, 0, 0.0, 0
         self.save([], best=best)
-        if best:
-            log.info("best so far: oIoU %.2f%s", self.best_oIoU, tag(protocol))
+        if best and metrics is not None:
+            name = next(iter(metrics.headline()))
+            log.info("best so far: %s %.2f%s", name, self.best_oIoU, tag(protocol))
         utils.barrier()
 
     # ---- state ----

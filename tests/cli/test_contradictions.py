@@ -321,10 +321,10 @@ def test_the_same_settings_are_no_line(shapes: Shapes, half: Path, capsys: Any) 
 def test_another_dataset_is_a_line(shapes: Shapes, half: Path, capsys: Any) -> None:
     root = Path("data")
     shutil.copytree(shapes.root, root)
-    (root / "refcoco").rename(root / "rrsisd")
-    argv = [*test_options(shapes), "--refer_data_root", str(root), "--dataset", "rrsisd"]
+    (root / "refcoco").rename(root / "aerial")
+    argv = [*test_options(shapes), "--refer_data_root", str(root), "--dataset", "aerial"]
     test_script.main([*argv, "--resume", str(half)])
-    assert "--dataset rrsisd: the checkpoint was trained with refcoco" in capsys.readouterr().out
+    assert "--dataset aerial: the checkpoint was trained with refcoco" in capsys.readouterr().out
 
 
 def test_the_demo_says_it_too(shapes: Shapes, half: Path, capsys: Any) -> None:

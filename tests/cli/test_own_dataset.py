@@ -14,7 +14,7 @@ from refer import REFER, check
 from tests.scripts import Shapes, one_line_error, run
 from tools.report import __main__ as report
 
-IMAGES = "images/rrsisd/JPEGImages"
+IMAGES = "images/aerial/JPEGImages"
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,10 @@ def own(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Shapes:
     """Files named as on Windows, ids as text; some images were halved."""
     root = tmp_path_factory.mktemp("own") / "data"
     shutil.copytree(shapes.root, root)
-    (root / "refcoco").rename(root / "rrsisd")
+    (root / "refcoco").rename(root / "aerial")
     (root / IMAGES).parent.mkdir()
     (root / "images/mscoco/images/train2014").rename(root / IMAGES)
-    path = root / "rrsisd" / "instances.json"
+    path = root / "aerial" / "instances.json"
     instances = json.loads(path.read_text())
     for record in instances["images"]:
         record |= {"id": str(record["id"]), "width": float(record["width"])}
@@ -40,7 +40,7 @@ def own(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Shapes:
 
 
 def named(own: Shapes) -> list[str]:
-    return ["--dataset", "rrsisd", "--image_root", str(own.root / IMAGES)]
+    return ["--dataset", "aerial", "--image_root", str(own.root / IMAGES)]
 
 
 def test_the_whole_road(own: Shapes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,9 +54,9 @@ def test_the_whole_road(own: Shapes, tmp_path: Path, capsys: pytest.CaptureFixtu
         tmp_path, "test.py", *own.options, *named(own), *resume, *files, "--split", "val,testA"
     )
     assert done.returncode == 0, done.stderr
-    assert "rrsisd" in done.stdout
+    assert "aerial" in done.stdout
     assert "refcoco" not in done.stdout.lower()
-    assert json.loads((tmp_path / "r.json").read_text())["args"]["dataset"] == "rrsisd"
+    assert json.loads((tmp_path / "r.json").read_text())["args"]["dataset"] == "aerial"
     page = tmp_path / "report.html"
     report.main([str(tmp_path / "p.jsonl"), *named(own), "--output", str(page)])
     assert "cannot be shown" not in capsys.readouterr().out
@@ -73,11 +73,11 @@ def test_the_whole_road(own: Shapes, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_check(own: Shapes, capsys: pytest.CaptureFixture[str]) -> None:
     check.main(["--refer_data_root", str(own.root), *named(own), "--images"])
-    assert "rrsisd(unc) is sound" in capsys.readouterr().out
+    assert "aerial(unc) is sound" in capsys.readouterr().out
 
 
 def test_reader(own: Shapes) -> None:
-    assert REFER(own.root, "rrsisd", "unc").getRefIds(split="train")
+    assert REFER(own.root, "aerial", "unc").getRefIds(split="train")
 
 
 def test_a_missing_dataset_is_one_line(own: Shapes, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
-from lib.evaluation.bootstrap import COLUMNS, intervals, paired_intervals
-from lib.evaluation.metrics import Metrics, summarise
+from lib.evaluation.bootstrap import intervals, paired_intervals
+from lib.evaluation.counts import StandardCounts
+from lib.evaluation.metrics import COLUMNS, Metrics, summarise
 
 INTER = np.array([90, 20, 70, 10, 55, 5, 99])
 UNION = np.array([100, 80, 100, 90, 60, 100, 100])
+COUNTS = StandardCounts(INTER, UNION)
 OBJECTS = np.array([7, 7, 3, 5, 5, 5, 9])
 
 
@@ -27,7 +29,7 @@ def test_columns_are_those_of_a_row() -> None:
 
 
 def test_ends_are_quantiles_of_all_resamples() -> None:
-    result = intervals(INTER, UNION, OBJECTS, resamples=40_000)
+    result = intervals(COUNTS, OBJECTS, resamples=40_000)
     rows = [metrics.row() for metrics in every_resample(INTER, UNION)]
     for column, (low, high) in result.items():
         values = np.array([row[column] for row in rows])
@@ -39,21 +41,21 @@ def test_ends_are_quantiles_of_all_resamples() -> None:
 
 def test_more_expressions_of_an_object_do_not_narrow_it() -> None:
     """Copies of samples carry no news; drawing samples would call it certainty."""
-    once = intervals(INTER, UNION, OBJECTS)
-    many = intervals(np.tile(INTER, 50), np.tile(UNION, 50), np.tile(OBJECTS, 50))
+    once = intervals(COUNTS, OBJECTS)
+    many = intervals(StandardCounts(np.tile(INTER, 50), np.tile(UNION, 50)), np.tile(OBJECTS, 50))
     for column in COLUMNS:
         assert many[column] == pytest.approx(once[column])
 
 
 def test_blocks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = intervals(INTER, UNION, OBJECTS, resamples=1000)
+    whole = intervals(COUNTS, OBJECTS, resamples=1000)
     monkeypatch.setattr("lib.evaluation.bootstrap.CELLS", 40)
-    assert intervals(INTER, UNION, OBJECTS, resamples=1000) == whole
-    assert intervals(INTER, UNION, OBJECTS, resamples=1000, seed=1) != whole
+    assert intervals(COUNTS, OBJECTS, resamples=1000) == whole
+    assert intervals(COUNTS, OBJECTS, resamples=1000, seed=1) != whole
 
 
 def test_one_object_has_no_width() -> None:
-    result = intervals(INTER, UNION, np.zeros(7, np.int64))
+    result = intervals(COUNTS, np.zeros(7, np.int64))
     row = summarise(INTER, UNION).row()
     for column, (low, high) in result.items():
         assert low == pytest.approx(row[column])
@@ -61,7 +63,7 @@ def test_one_object_has_no_width() -> None:
 
 
 def test_nothing_at_all_is_nan() -> None:
-    result = intervals(np.zeros(2, np.int64), np.zeros(2, np.int64), np.arange(2))
+    result = intervals(StandardCounts(np.zeros(2, np.int64), np.zeros(2, np.int64)), np.arange(2))
     assert np.isnan(result["oIoU"]).all()
     assert result["mIoU"] == (0.0, 0.0)
 
@@ -69,7 +71,8 @@ def test_nothing_at_all_is_nan() -> None:
 def test_paired_differences() -> None:
     """The same objects are drawn for both, so what both share cancels."""
     other = INTER + np.array([5, 0, 0, 4, 0, 0, 0])
-    result = paired_intervals((INTER, UNION), (other, UNION), OBJECTS, resamples=40_000)
+    better = StandardCounts(other, UNION)
+    result = paired_intervals(COUNTS, better, OBJECTS, resamples=40_000)
     gains = [
         {c: b.row()[c] - a.row()[c] for c in COLUMNS}
         for a, b in zip(every_resample(INTER, UNION), every_resample(other, UNION), strict=True)
@@ -78,5 +81,5 @@ def test_paired_differences() -> None:
         values = np.array([gain[column] for gain in gains])
         assert np.quantile(values, 0.02) - 1e-9 <= low <= np.quantile(values, 0.03) + 1e-9
         assert np.quantile(values, 0.97) - 1e-9 <= high <= np.quantile(values, 0.98) + 1e-9
-    same = paired_intervals((INTER, UNION), (INTER, UNION), OBJECTS)
+    same = paired_intervals(COUNTS, COUNTS, OBJECTS)
     assert set(same.values()) == {(0.0, 0.0)}

@@ -185,8 +185,8 @@ def test_counting_runs_equals_painting(tmp_path: Path) -> None:
         polygons, size = check.polygons_of(segmentation), mask.shape
         assert len(polygons) == 1 + ref["ref_id"] % 4
         painted = (np.count_nonzero(mask), np.count_nonzero(mask > 1))
-        assert check._count_pixels(segmentation, *size, polygons, "x") == painted
-        assert check._count_pixels(segmentation, *size, [], "x") == painted
+        assert check._count_pixels(refer, segmentation, *size, polygons, "x") == painted
+        assert check._count_pixels(refer, segmentation, *size, [], "x") == painted
         lost += painted[1]
     assert lost > 0
 
@@ -287,12 +287,16 @@ def test_an_unverified_count_is_not_held_against_the_data() -> None:
 
 
 def test_published_counts_add_up() -> None:
-    for splits in (s for info in DATASETS.values() for s in info.counts.values()):
+    for dataset, splits in ((d, s) for d, i in DATASETS.items() for s in i.counts.values()):
         if "all" in splits:
             parts = [counts for name, counts in splits.items() if name != "all"]
-            assert splits["all"].refs == sum(part.refs for part in parts)
-            assert splits["all"].sentences == sum(part.sentences or 0 for part in parts)
-            assert splits["all"].images == sum(part.images for part in parts)
+            for field in ("refs", "sentences", "images"):
+                known = [getattr(part, field) for part in parts]
+                whole = getattr(splits["all"], field)
+                if dataset == "grefcoco":  # the other splits' counts are not verified
+                    assert field != "sentences" or known == [209344] < [whole]
+                elif dataset != "risbench":  # of which the whole is published alone
+                    assert whole == (None if None in known else sum(known)), (dataset, field)
 
 
 def test_readme_has_the_same_counts() -> None:
@@ -302,6 +306,7 @@ def test_readme_has_the_same_counts() -> None:
         (info.name, split_by, splits)
         for info in DATASETS.values()
         for split_by, splits in info.counts.items()
+        if info.name.startswith("refcoco") and info.name != "refcoco-m"  # docs/datasets.md
     ):
         (row,) = [line for line in lines if line.startswith(f"| {dataset}, {split_by} |")]
         cells = dict(zip(names, row.split("|")[2:-1], strict=True))

@@ -196,6 +196,7 @@ def test_describe(build_nano: Build) -> None:
         "swin_type": "nano",
         "window": 12,
         "ape": 5,
+        "no_target_head": False,
         "text_width": 32,
         "text_layers": 2,
         "vocabulary": 60,

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from lib.evaluation import tables
-from lib.evaluation.bootstrap import COLUMNS
+from lib.evaluation.counts import StandardCounts
+from lib.evaluation.metrics import COLUMNS
 from lib.evaluation.protocol import Protocol
 from lib.evaluation.published import look_up
 from lib.evaluation.summary import summary
 from lib.evaluation.tables import Entry, Results
-from refer.datasets import PUBLISHED_ROWS as ROWS
 from refer.datasets import published_counts
+from refer.published import PUBLISHED_ROWS as ROWS
 from tests.scripts import REPO
 
 NAMES = {"RefCOCO": "refcoco", "RefCOCO+": "refcoco+", "G-Ref": "refcocog"}
@@ -103,7 +104,8 @@ def test_every_published_row_has_a_size() -> None:
 
 def entry(split: str = "val", model: str = "lavt", **protocol: str) -> Entry:
     union = np.array([100, 100, 50, 80])
-    result = summary(np.array([90, 40, 50, 0]), union, [1, 1, 2, 3], [None] * 4)
+    counts = StandardCounts(np.array([90, 40, 50, 0]), union)
+    result = summary(counts, [1, 1, 2, 3], [None] * 4)
     data = ("refcocog", "umd", "test") if model == "crossvlt" else ("refcoco", "unc", split)
     size = published_counts(data[0], data[1])[data[2]]
     assert size.sentences is not None
@@ -186,20 +188,18 @@ def test_slip_in_a_published_row_is_told() -> None:
 
 
 def test_terminal_lists_kinds_where_there_are_any() -> None:
-    counts = np.array([9, 1, 5]), np.array([10, 10, 10])
-    result = summary(*counts, [1, 2, 3], ["size", "location", "size"])
+    counts = StandardCounts(np.array([9, 1, 5]), np.array([10, 10, 10]))
+    result = summary(counts, [1, 2, 3], ["size", "location", "size"])
     text = tables.as_text(Results("x", {}, "text=sent", [Entry("val", result)]))
     assert re.search(r"val \[text=sent\] kind: location +0\.00 .* 10\.00 +10\.00 +1\n", text)
     assert re.search(r"val \[text=sent\] kind: size +100\.00 .* 70\.00 +70\.00 +2\n", text)
-    plain = summary(*counts, [1, 2, 3], [None] * 3)
+    plain = summary(counts, [1, 2, 3], [None] * 3)
     assert "all" not in tables.as_text(Results("x", {}, "standard", [Entry("val", plain)]))
 
 
 def test_no_object_pixel_at_all_prints_no_number() -> None:
-    nothing = np.zeros(2, np.int64)
-    result = Results(
-        "x", {}, "standard", [Entry("val", summary(nothing, nothing, [1, 2], [None] * 2))]
-    )
+    nothing = StandardCounts(np.zeros(2, np.int64), np.zeros(2, np.int64))
+    result = Results("x", {}, "standard", [Entry("val", summary(nothing, [1, 2], [None] * 2))])
     assert result.entries[0].summary.as_dict()["all"]["bootstrap_95"]["oIoU"] is None
     for form in (tables.as_text, tables.as_markdown, tables.as_latex, tables.as_csv):
         assert "nan" not in form(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from lib.errors import InputError
 from lib.weights import file_hash
 from utils import log
 
-COLUMNS = ("P@0.5", "P@0.7", "P@0.9", "oIoU", "mIoU")
+# Shown of a results file, those that it has.
+COLUMNS = ("P@0.5", "P@0.7", "P@0.9", "oIoU", "mIoU", "cIoU", "gIoU", "N_acc", "T_acc", "Acc")
 
 
 def export_pretrained(trained: Trained, args: argparse.Namespace) -> None:
@@ -97,13 +99,15 @@ def metrics_table(path: Path, resume: Path) -> str:
         content = json.loads(path.read_text(encoding="utf-8"))
         about, label = content["args"], content["protocol"]["label"]
         of_file = content["checkpoint"]["sha256"]
+        rows = {split: _values(rows["all"]) for split, rows in content["splits"].items()}
+        columns = [c for c in COLUMNS if all(c in row for row in rows.values())]
         lines = [
             f"{about['dataset']} ({about['splitBy']}), protocol: {label}.",
             "",
-            "| split | " + " | ".join(COLUMNS) + " | expressions |",
-            "|---" * (len(COLUMNS) + 2) + "|",
+            "| split | " + " | ".join(columns) + " | expressions |",
+            "|---" * (len(columns) + 2) + "|",
         ]
-        lines += [_row(split, rows["all"]) for split, rows in content["splits"].items()]
+        lines += [_line(split, row, columns) for split, row in rows.items()]
     except OSError as e:
         raise InputError(f"--results {path} cannot be read: {e.strerror}") from e
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
@@ -113,8 +117,11 @@ def metrics_table(path: Path, resume: Path) -> str:
     return "\n".join(lines)
 
 
-def _row(split: str, row: dict[str, Any]) -> str:
-    values = {f"P@{k}": v for k, v in row["precision"].items()}
-    values |= {"oIoU": row["oIoU"], "mIoU": row["mIoU"]}
-    cells = ["-" if values[c] is None else f"{values[c]:.2f}" for c in COLUMNS]
-    return f"| {split} | {' | '.join(cells)} | {row['samples']} |"
+def _values(row: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a split by the heads of the table."""
+    return {f"P@{k}": v for k, v in row["precision"].items()} | row
+
+
+def _line(split: str, values: dict[str, Any], columns: Sequence[str]) -> str:
+    cells = ["-" if values[c] is None else f"{values[c]:.2f}" for c in columns]
+    return f"| {split} | {' | '.join(cells)} | {values['samples']} |"

@@ -30,7 +30,8 @@ from PIL import Image
 import utils
 from args import Parser
 from lib.errors import InputError
-from lib.evaluation.metrics import PRECISION_AT, Metrics, sample_iou, summarise
+from lib.evaluation.metrics import Metrics
+from lib.evaluation.protocol import warning
 from lib.visualize import GROUND_TRUTH, PREDICTION
 from refer.images import MAX_PIXELS, open_rgb
 from refer.names import Finder
@@ -38,7 +39,7 @@ from refer.rare_images import misfit
 from refer.refer import image_folder
 from tools.report import charts
 from tools.report.breakdown import Breakdown, breakdowns, mean_with_interval, object_codes
-from tools.report.records import STANDARD, Prediction, read_records
+from tools.report.records import STANDARD, Prediction, counts_of, read_records
 
 HERE = Path(__file__).parent
 JPEG_QUALITY = 72
@@ -152,34 +153,25 @@ def metric_rows(samples: Sequence[Prediction]) -> list[tuple[str, Metrics]]:
     rows = []
     for split in dict.fromkeys(s.split for s in samples):
         of_split = [s for s in samples if s.split == split]
-        rows.append((split, _summarise(of_split)))
+        rows.append((split, counts_of(of_split).summarise()))
         for kind in sorted({s.kind for s in of_split if s.kind is not None}):
-            of_kind = _summarise([s for s in of_split if s.kind == kind])
-            rows.append((f"{INDENT}kind: {kind}", of_kind))
+            of_kind = counts_of([s for s in of_split if s.kind == kind])
+            rows.append((f"{INDENT}kind: {kind}", of_kind.summarise()))
     return rows
 
 
-def _summarise(samples: Sequence[Prediction]) -> Metrics:
-    inter, union = _pixels(samples)
-    return summarise(inter, union)
-
-
-def _pixels(samples: Sequence[Prediction]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    inter = np.array([s.intersection for s in samples], dtype=np.int64)
-    return inter, np.array([s.union for s in samples], dtype=np.int64)
-
-
 def _ious(samples: Sequence[Prediction]) -> npt.NDArray[np.float64]:
-    return sample_iou(*_pixels(samples))  # the written IoU may be rounded
+    return counts_of(samples).iou()  # the written IoU may be rounded
 
 
 def metrics_table(rows: Sequence[tuple[str, Metrics]], protocol: str) -> str:
     """The metrics as an HTML table, with the digits of test.py's."""
     mark = "" if protocol == STANDARD else f" <small>[{escape(protocol)}]</small>"
-    head = [*(f"P@{k}" for k in PRECISION_AT), "oIoU", "mIoU", "n"]
+    head = [*rows[0][1].row(), "n"]
     lines = ["<thead><tr><th></th>" + "".join(f"<th>{h}</th>" for h in head) + "</tr></thead>"]
     for name, m in rows:
-        cells = [f"{v:.2f}" for v in [*m.precision.values(), m.oIoU, m.mIoU]] + [str(m.samples)]
+        numbers = ["-" if v != v else f"{v:.2f}" for v in m.row().values()]
+        cells = [*numbers, str(m.samples)]
         css = ' class="kind"' if name.startswith(INDENT) else ""
         lines.append(
             f'<tr{css}><th scope="row">{escape(name.strip())}{mark}</th>'
@@ -250,6 +242,9 @@ def gallery(
     }
     same = ("sentence", "ref_id", "ann_ids", "same_category", "intersection", "union")
     columns |= {name: [getattr(s, name) for s in picked] for name in same}
+    if any(s.metrics != "standard" for s in picked):
+        columns["iou"] = [round(iou, 6) for iou in _ious(picked).tolist()]
+        columns["no_target"] = [[s.no_target, s.predicted_no_target] for s in picked]
     for name in ("split", "category", "kind"):
         columns[name], columns[f"{name}_names"] = _numbered([getattr(s, name) for s in picked])
     columns["truth"], columns["truth_masks"] = _numbered([s.truth.counts for s in picked])
@@ -257,6 +252,8 @@ def gallery(
         others = [comparison.others[i] for i in chosen]
         columns["other"] = [o and o.segmentation.counts for o in others]
         columns["other_pixels"] = [o and [o.intersection, o.union] for o in others]
+        if "iou" in columns:
+            columns["other_iou"] = [o and round(float(_ious([o])[0]), 6) for o in others]
     return {
         "columns": columns,
         "images": [{"file": name, "height": h, "width": w} for name, h, w in images],
@@ -284,6 +281,8 @@ def for_script(content: Any) -> str:
 def _protocol_note(protocol: str) -> str:
     if protocol == STANDARD:
         return "<p>Protocol: standard.</p>"
+    if not warning(protocol):
+        return f"<p>Protocol: standard, {escape(protocol)}.</p>"
     return (
         f'<p class="warning"><strong>Not the standard protocol: {escape(protocol)}.</strong> '
         "These numbers are not to be compared with published ones.</p>"

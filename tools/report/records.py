@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lib.errors import InputError
-from refer.masks import unpack_counts
+from lib.evaluation.counts import SampleCounts, sample_counts
+from lib.evaluation.generalised import KINDS
+from refer.masks import shared_pixels, unpack_counts
 from refer.names import parts_of
 
 STANDARD = "standard"
@@ -58,6 +63,9 @@ class Prediction:
         truth: ground truth mask, at the image's original size.
         protocol: "standard", or how it differs.
         kind: of the expression, if the dataset has kinds.
+        metrics: kind of the dataset's metrics, see :class:`refer.datasets.DatasetInfo`.
+        no_target: whether the reference has no object; only where the metrics ask.
+        predicted_no_target: whether the prediction is that there is none; likewise.
     """
 
     split: str
@@ -80,6 +88,9 @@ class Prediction:
     truth: Rle
     protocol: str
     kind: str | None = None
+    metrics: str = "standard"
+    no_target: bool = False
+    predicted_no_target: bool = False
 
     @property
     def key(self) -> tuple[str, int, tuple[int, ...]]:
@@ -112,6 +123,8 @@ def read_records(path: str | Path) -> list[Prediction]:
             sample = _parse(line)
             if sample.key in line_of:
                 raise ValueError(f"the same sample as line {line_of[sample.key]}")
+            if samples and sample.metrics != samples[0].metrics:
+                raise ValueError(f"its metrics are not those of the first line: {sample.metrics}")
             if samples and sample.protocol != samples[0].protocol:
                 raise ValueError(
                     f"protocol '{sample.protocol[:80]}', that of the first line is "
@@ -153,7 +166,7 @@ def _parse(line: bytes) -> Prediction:
         raise ValueError("not a JSON object")
     if "ann_ids" not in raw and "ann_id" in raw:  # of earlier versions
         raw["ann_ids"] = [_integer(raw, "ann_id")]
-    needed = [f.name for f in fields(Prediction) if f.name != "kind"]
+    needed = [f.name for f in fields(Prediction) if f.default is MISSING]
     missing = [name for name in needed if name not in raw]
     if missing:
         raise ValueError(f"'{missing[0]}' is missing")
@@ -179,7 +192,41 @@ def _parse(line: bytes) -> Prediction:
         segmentation=_rle(raw, "segmentation", **sizes),
         truth=_rle(raw, "truth", **sizes),
         kind=None if raw.get("kind") is None else _text(raw, "kind"),
+        **_of_no_target(raw),
     )
+
+
+def _of_no_target(raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields that only datasets have whose expressions may refer to nothing."""
+    if "metrics" not in raw:
+        return {}
+    if raw["metrics"] not in KINDS:
+        raise ValueError(f"'metrics' is none of {', '.join(KINDS)}")
+    names = ("no_target", "predicted_no_target")
+    if wrong := [name for name in names if type(raw.get(name)) is not bool]:
+        raise ValueError(f"'{wrong[0]}' is not true or false")
+    return {name: raw[name] for name in ("metrics", *names)}
+
+
+def counts_of(samples: Sequence[Prediction], from_masks: bool = False) -> SampleCounts:
+    """The counts that the samples' metrics are made of.
+
+    Args:
+        samples: of one file.
+        from_masks: count again, at the image's original size.
+    """
+    if from_masks:
+        pairs = [shared_pixels(s.segmentation.as_coco, s.truth.as_coco) for s in samples]
+    else:
+        pairs = [(s.intersection, s.union) for s in samples]
+    inter, union = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    predicted = [s.predicted_no_target for s in samples]
+    label = re.search(r"no_target_pixels=(\w+)", samples[0].protocol)
+    if from_masks and (label is None or label[1].isdecimal()):  # not by a head
+        fewest = max(1, int(label[1])) if label else 1
+        predicted = [s.segmentation.area < fewest for s in samples]
+    truth = [s.no_target for s in samples]
+    return sample_counts(samples[0].metrics, inter, union, np.array(truth), np.array(predicted))
 
 
 def _text(raw: dict[str, Any], name: str) -> str:

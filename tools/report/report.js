@@ -12,10 +12,13 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const column = data.columns;
 const total = column.image.length;
 const compared = "other" in column;
-const iou = column.union.map((union, i) => (union ? column.intersection[i] / union : 0));
-const delta = compared
-  ? column.other_pixels.map((p, i) => (p ? iou[i] - (p[1] ? p[0] / p[1] : 0) : null))
-  : [];
+// Where expressions may refer to nothing, the page has the IoU: 1 for a missing target that was
+// predicted to be missing.
+const iou = column.iou ??
+  column.union.map((union, i) => (union ? column.intersection[i] / union : 0));
+const otherIou = compared && (column.other_iou ??
+  column.other_pixels.map((p) => p && (p[1] ? p[0] / p[1] : 0)));
+const delta = compared ? otherIou.map((other, i) => (other === null ? null : iou[i] - other)) : [];
 const words = column.sentence.map((sentence, i) =>
   `${sentence} ${imageOf(i).file}`.toLowerCase());
 
@@ -332,12 +335,18 @@ function chooseOverlay(name) {
 
 // ---- the large view ----
 
+function targetOf(i) {
+  const [truth, predicted] = column.no_target[i].map((none) => (none ? "none" : "some"));
+  return `${truth}; predicted: ${predicted}`;
+}
+
 function facts(i) {
   const image = imageOf(i), kind = column.kind_names[column.kind[i]];
   const other = compared && delta[i] !== null ? signed(delta[i]) : null;
   return [
     ["IoU", iou[i].toFixed(4)],
     ["change", other],
+    ["target", column.no_target && targetOf(i)],
     ["pixels", `${column.intersection[i].toLocaleString("en")} of ${column.union[i].toLocaleString("en")}`],
     ["score", column.score[i].toFixed(3)],
     ["category", column.category_names[column.category[i]]],

@@ -182,8 +182,8 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     p = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_model_flags(p)
     add = p.add_argument_group("data").add_argument
-    add("--dataset", default="refcoco", help="a folder of the data root")
-    add("--splitBy", default="unc", help="unc; umd or google for refcocog")
+    add("--dataset", default="refcoco", help="a folder of the data root; train.py: several, a,b")
+    add("--splitBy", default="unc", help="unc; umd or google for refcocog; one for each dataset")
     add("--split", default="test", help="test.py: a split, or several: val,testA")
     add("--refer_data_root", default="./refer/data/", help="REFER data root")
     add("--image_root", default=None, help="folder of the images, if elsewhere")
@@ -442,19 +442,41 @@ def check_args(args: argparse.Namespace) -> None:
     _follow_dataset(args)
 
 
+def parts(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(dataset, splitBy) of each part of ``--dataset a,b --splitBy x,y``.
+
+    Raises:
+        InputError: their numbers differ, or a part is named twice.
+    """
+    names, split_bys = args.dataset.split(","), args.splitBy.split(",")
+    given = f"--dataset {args.dataset} --splitBy {args.splitBy}"
+    if len(names) != len(split_bys) or (names[1:] and not all(names + split_bys)):
+        raise InputError(
+            f"{given}: give one splitBy for each dataset, like "
+            "--dataset refcoco,refcocog --splitBy unc,umd"
+        )
+    pairs = list(zip(names, split_bys, strict=True))
+    if len(set(pairs)) < len(pairs):
+        raise InputError(f"{given}: a dataset is named twice")
+    return pairs
+
+
 def _follow_dataset(args: argparse.Namespace) -> None:
-    """Set the flags that a dataset decides.
+    """Set the flags that a dataset decides; of several, the first, which validates.
 
     Raises:
         InputError: a flag that has no meaning for the dataset.
     """
-    info = dataset_info(args.dataset)
-    if info.split_by and args.splitBy not in (info.split_by, "unc"):  # the flag's default
-        raise InputError(f"--splitBy {args.splitBy}: {args.dataset} has {info.split_by} alone")
-    args.splitBy = info.split_by or args.splitBy
+    pairs = parts(args)
+    for name, split_by in pairs:
+        only = dataset_info(name).split_by
+        if only and split_by not in (only, "unc"):  # the flag's default
+            raise InputError(f"--splitBy {split_by}: {name} has {only} alone")
+    args.splitBy = ",".join(dataset_info(name).split_by or split_by for name, split_by in pairs)
+    info = dataset_info(pairs[0][0])
     args.mask_mode = info.mask_mode or args.mask_mode
     if info.metrics != "generalised" and getattr(args, "no_target_pixels", None) is not None:
-        raise InputError(f"--no_target_pixels has no meaning with --dataset {args.dataset}")
+        raise InputError(f"--no_target_pixels has no meaning with --dataset {info.name}")
     if info.metrics == "generalised" and getattr(args, "no_target_pixels", 0) is None:
         args.no_target_pixels = "head" if args.no_target_head else NO_TARGET_PIXELS
 
@@ -559,11 +581,12 @@ def speed_options(args: argparse.Namespace) -> dict[str, bool]:
 
 
 def refer_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of :class:`refer.refer.REFER`."""
+    """The keywords of :class:`refer.refer.REFER`; of several datasets, those of the first."""
+    dataset, split_by = parts(args)[0]
     return {
         "data_root": args.refer_data_root,
-        "dataset": args.dataset,
-        "splitBy": args.splitBy,
+        "dataset": dataset,
+        "splitBy": split_by,
         "image_root": args.image_root,
         "max_pixels": args.max_pixels,
     }
@@ -584,5 +607,5 @@ def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
     """The evaluation protocol of test.py, or of train.py's validation."""
-    masks = dataset_info(args.dataset).mask_mode or "release"
+    masks = dataset_info(parts(args)[0][0]).mask_mode or "release"
     return select(Protocol, args, model_tokens=MODELS[args.model].max_tokens, dataset_masks=masks)

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     protocol = protocol_of(args)
     config = select(EvalConfig, args)
     seed = args.seed if args.val_expressions == "one" else None
+    seen_images = trained.model.seen_images
     summaries: dict[str, Summary] = {}
     with PredictionsFile(args.predictions, protocol.label, info) as predictions:
         for split, dataset in datasets.items():
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 control=args.control,
                 on_prediction=predictions.writer(dataset),
             )
-            results = tabulate(args.model, protocol, datasets, summaries)
+            results = tabulate(args.model, protocol, datasets, summaries, seen_images)
             if info.is_main:  # before anything is printed: the terminal may be gone
                 facts = (protocol, summaries, vars(args), str(info.device))
                 written = write_results(Path(args.results), results, *facts)

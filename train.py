@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import utils
 from args import (
@@ -17,6 +17,7 @@ from args import (
     dataset_options,
     model_options,
     parse_train,
+    parts,
     protocol_of,
     refer_options,
     select,
@@ -31,6 +32,7 @@ from bert import (
 )
 from data.dataset_refer_bert import ReferDataset
 from data.loaders import RandomExpressionSampler
+from data.seen import merge
 from lib import checkpoint, runtime
 from lib.errors import InputError
 from lib.model import Segmenter
@@ -41,6 +43,10 @@ from lib.training.trainer import TrainConfig, Trainer
 from lib.variants import trained_with
 from refer.refer import REFER
 from utils import DistInfo, StopSignals, log
+
+if TYPE_CHECKING:
+    from bert.tokenizer import Tokenizer
+    from data.mixed import MixedDataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,11 +74,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         return
     tokenizer = load_tokenizer(args.bert_tokenizer)
     args.vocabulary = vocabulary_of(tokenizer)
-    refer = REFER(**refer_options(args))
-    train_set, val_set = (
-        ReferDataset(refer, split, tokenizer, **dataset_options(args))
-        for split in ("train", args.val_split)
-    )
+    train_set, val_set = open_datasets(args, tokenizer)
     for dataset in (train_set, val_set):
         dataset.check_images()
     reorder: Any = list
@@ -112,6 +114,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         config=config,
         arguments=vars(args),
         tokenizer=tokenizer_text(tokenizer),
+        seen_images=merge(train_set.seen_images, model.seen_images),
         info=info,
         signals=signals,
     )
@@ -121,12 +124,30 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
             log.info("%s", difference)
     if info.is_main:
         trainer.prepare_folders(resume)
-    what = "expressions" if refer.info.each_expression else "references"
-    log.info("%d %s, %d steps per epoch, %s", len(drawn_from), what, steps, info)
+    log.info("%d samples, %d steps per epoch, %s", len(drawn_from), steps, info)
     with signals.deferred():
         trainer.fit()
     best, last = trainer.files.best, trainer.files.last
     log.info("done: %s", best if best.is_file() else last)
+
+
+def open_datasets(
+    args: argparse.Namespace, tokenizer: Tokenizer
+) -> tuple[ReferDataset | MixedDataset, ReferDataset]:
+    """The training samples, and those of ``--val_split`` of the first dataset."""
+    options = dataset_options(args)
+    refer = REFER(**refer_options(args))
+    val_set = ReferDataset(refer, args.val_split, tokenizer, **options)
+    if "," not in args.dataset:
+        return ReferDataset(refer, "train", tokenizer, **options), val_set
+    from data.mixed import open_mixed
+
+    mixed = open_mixed(parts(args), refer_options(args), tokenizer, options)
+    args.mixed = mixed.counts
+    for when, counts in mixed.counts.items():
+        numbers = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+        log.info("%s: %s %s leaving out images of other splits", args.dataset, numbers, when)
+    return mixed, val_set
 
 
 def choose_checkpoint(args: argparse.Namespace, info: DistInfo) -> tuple[str, list[str]]:

@@ -119,6 +119,7 @@ class ReferDataset(Dataset[Sample]):
         records: of the samples.
         metrics: kind of the dataset's metrics, see :class:`refer.datasets.DatasetInfo`.
         no_target: (N,) bool, whether a sample's reference has no annotation.
+        image_ids: (N,) int64, of each sample.
         samples_of_ref: sample indices of each reference; those without expressions are left out.
         expression_count: number of expressions of the split.
 
@@ -167,8 +168,8 @@ class ReferDataset(Dataset[Sample]):
         self._inputs = self._spans if eval_mode == "mean" else Spans(np.arange(len(self) + 1))
         self.input_ids, self._tokens = encode_compact(tokenizer, list(inputs), max_tokens)
         self._most = int(counts.max(initial=0))
-        self._image_ids = arrays.image_id[self._ref]
-        self._by_image = np.argsort(self._image_ids, kind="stable")
+        self.image_ids = arrays.image_id[self._ref]
+        self._by_image = np.argsort(self.image_ids, kind="stable")
         # Evaluation takes the samples of an image one after the other: it is decoded once.
         self._last_image: tuple[int, Image.Image] | None = None
         self._last_target: tuple[int, Tensor] | None = None
@@ -181,6 +182,15 @@ class ReferDataset(Dataset[Sample]):
         """What an epoch draws one sample each from: the references, or where published, samples."""
         every = self.refer.info.each_expression
         return Spans(np.arange(len(self) + 1)) if every else self.samples_of_ref
+
+    @property
+    def seen_images(self) -> dict[str, Tensor]:
+        """Ids of the images that training draws from, see :mod:`data.seen`."""
+        return self.images_of(np.ones(len(self), bool))
+
+    def images_of(self, rows: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
+        """Ids of the images of the chosen samples, sorted, by their source."""
+        return {self.refer.image_source: torch.from_numpy(np.unique(self.image_ids[rows]))}
 
     def __len__(self) -> int:
         return len(self._ref)
@@ -249,11 +259,11 @@ class ReferDataset(Dataset[Sample]):
         Raises:
             InputError: missing or damaged.
         """
-        return self.refer.open_image(int(self._image_ids[index]))
+        return self.refer.open_image(int(self.image_ids[index]))
 
     def image(self, index: int) -> Tensor:
         """The sample's image as the model's input, (3, S, S) uint8."""
-        key = int(self._image_ids[index])
+        key = int(self.image_ids[index])
         if self._last_image is None or self._last_image[0] != key:
             self._last_image = (key, resize_image(self.original_image(index), self.img_size))
         return as_tensor(self._last_image[1])
@@ -301,7 +311,7 @@ class ReferDataset(Dataset[Sample]):
     def group_by_image(self, indices: Iterable[int]) -> list[int]:
         """The samples ordered so that those of an image follow one another."""
         indices = list(indices)
-        images = self._image_ids[indices].tolist()
+        images = self.image_ids[indices].tolist()
         first = {image: place for place, image in enumerate(dict.fromkeys(images))}
         order = sorted(range(len(indices)), key=lambda k: first[images[k]])
         return [indices[k] for k in order]
@@ -312,7 +322,7 @@ class ReferDataset(Dataset[Sample]):
         Raises:
             InputError: some are missing; says how many, and names the first.
         """
-        images = dict.fromkeys(self._image_ids.tolist())  # each once, in order
+        images = dict.fromkeys(self.image_ids.tolist())  # each once, in order
         paths = [self.refer.image_path(image_id) for image_id in images]
         missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
@@ -378,8 +388,8 @@ class ReferDataset(Dataset[Sample]):
             Index of a sample that shares no annotation with it; None if the image has none. Where
             the metrics ask for missing targets, both have one.
         """
-        image = self._image_ids[index]
-        ends = np.searchsorted(self._image_ids, [image, image + 1], sorter=self._by_image)
+        image = self.image_ids[index]
+        ends = np.searchsorted(self.image_ids, [image, image + 1], sorter=self._by_image)
         row = self._ref[index]
         mine = set(self._ann_ids(row))
         others = [

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from data.dataset_refer_bert import ReferDataset
+from data.mixed import MixedDataset
 from lib.errors import InputError
 
 
-def spreader(dataset: ReferDataset) -> Callable[[list[int]], list[int]]:
+def spreader(dataset: ReferDataset | MixedDataset) -> Callable[[list[int]], list[int]]:
     """The function that spreads samples without target evenly among the others.
 
     After each block of floor(#others / #without) others comes one without; what is left of the

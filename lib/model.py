@@ -40,12 +40,14 @@ class Segmenter(nn.Module, ABC):
         variant: flags and their values that names and shapes of weights need not show. Loading a
             checkpoint compares them with those that it was trained with.
         trained_with: flags of the checkpoint whose weights it has; {} if there are none.
+        seen_images: ids of the images that they were trained on, see :mod:`data.seen`.
         text_config: of the BERT that :func:`lib.segmentation.build_model` was given.
     """
 
     groups: tuple[str, ...]
     variant: Mapping[str, str] = MappingProxyType({})
     trained_with: Mapping[str, Any] = MappingProxyType({})
+    seen_images: Mapping[str, Tensor] = MappingProxyType({})
     text_config: BertConfig
 
     @abstractmethod

@@ -20,7 +20,7 @@ from PIL import Image
 
 from lib.errors import InputError
 from refer.arrays import Arrays
-from refer.datasets import DATASETS, dataset_info
+from refer.datasets import COCO_FOLDERS, DATASETS, dataset_info
 from refer.images import MAX_PIXELS, open_rgb
 from refer.instances import Record
 from refer.masks import MAX_POLYGON, UInt8Array, draw_components
@@ -119,6 +119,12 @@ class REFER:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self._read()
         return self.__dict__[name]
+
+    @property
+    def image_source(self) -> str:
+        """Whose ids the images have: 'COCO', or the name of a dataset with images of its own."""
+        folders = [str(self.IMAGE_DIR)] if self.dataset not in DATASETS else self.info.image_folders
+        return "COCO" if folders[-1].endswith("2014") else self.dataset
 
     @property
     def arrays(self) -> Arrays:

@@ -23,6 +23,7 @@ from args import (
 )
 from lib import runtime
 from lib.checkpoint.rebuild import Trained, open_trained
+from lib.errors import InputError
 from lib.evaluation.protocol import USUAL
 from utils import log
 
@@ -44,8 +45,17 @@ def open_model(
         InputError: see :func:`lib.checkpoint.rebuild.open_trained`.
     """
     trained = open_trained(args.resume, given(args), accelerate=args.accelerate == "auto")
-    recorded = {name: trained.settings[name] for name in trained.recorded}
-    complete(args, trained.settings, recorded)
+    settings = dict(trained.settings)
+    trained_on = settings.get("dataset", "")
+    wanted = getattr(args, "dataset", trained_on)
+    if "," in wanted and "dataset" in compared:
+        raise InputError(f"several datasets, {wanted}: give one of them by --dataset")
+    if wanted != trained_on:
+        settings.pop("splitBy", None)  # that of another dataset
+    recorded = {name: settings[name] for name in trained.recorded & settings.keys()}
+    if wanted in trained_on.split(","):
+        recorded.pop("dataset", None)
+    complete(args, settings, recorded)
     runtime.prepare(trained.model.to(device), **speed_options(args))
     log.info("%s", trained.summary)
     for name in compared:

@@ -90,6 +90,7 @@ def load_model(
             raise InputError(f"{path} does not fit: {name} is of type {value.dtype}")
     model.load_state_dict(state)
     model.trained_with = recorded
+    model.seen_images = _seen_images(content, path)
     changed = [k for k, v in state.items() if resize and v is not in_file.get(k)]
     return [k for k in changed if not k.endswith("relative_position_index")]
 
@@ -100,6 +101,17 @@ def recorded_args(content: Mapping[str, Any]) -> dict[str, Any]:
     args = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
     # An untrusted file may hold anything, like tensors, which == does not simply compare.
     return {k: v for k, v in args.items() if v is None or isinstance(v, str | int | float)}
+
+
+def _seen_images(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Ids of the training images; {} if the file does not tell."""
+    seen = content.get("seen_images", {})
+    if not isinstance(seen, Mapping) or not all(
+        isinstance(name, str) and isinstance(ids, Tensor) and ids.dtype == torch.int64
+        for name, ids in seen.items()
+    ):
+        raise InputError(f"{path}: its list of training images (seen_images) is damaged")
+    return dict(seen)
 
 
 def load_training(

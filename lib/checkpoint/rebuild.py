@@ -53,7 +53,7 @@ PROBES = (
 # Attention heads of the published BERTs by their width; weights do not show them.
 HEADS = {128: 2, 256: 4, 384: 12, 512: 8, 768: 12, 1024: 16}
 PLAIN_BERT = "bert-base-uncased"
-NAME = re.compile(r"(?!\.+$)[\w.+-]+")  # of a dataset: a folder, no path
+NAME = re.compile(r"(?!\.+$)[\w.+-]+(,(?!\.+$)[\w.+-]+)*")  # of datasets: folders, no paths
 MAX_SIDE = 16384  # pixels
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import utils
 from data.dataset_refer_bert import ReferDataset
+from data.seen import count_seen
 from lib import checkpoint
 from lib.evaluation import published, tables
 from lib.evaluation.protocol import Protocol
@@ -19,6 +23,7 @@ def tabulate(
     protocol: Protocol,
     datasets: dict[str, ReferDataset],
     summaries: dict[str, Summary],
+    seen_images: Mapping[str, Tensor],
 ) -> tables.Results:
     """The numbers of each split beside the published ones.
 
@@ -26,6 +31,7 @@ def tabulate(
         model: its name.
         protocol: of the evaluation.
         datasets, summaries: by split.
+        seen_images: of the model.
     """
     refer = next(iter(datasets.values())).refer
     entries = []
@@ -40,7 +46,8 @@ def tabulate(
             dataset.expression_count,
         )
         others = published.other_models(data, len(dataset.samples_of_ref))
-        entries.append(tables.Entry(split, summary, row, others))
+        seen = count_seen(seen_images, dataset)
+        entries.append(tables.Entry(split, summary, row, others, seen))
     facts = {"dataset": refer.dataset, "splitBy": refer.splitBy, "model": model}
     title = f"{dataset_info(refer.dataset).display_name} ({refer.splitBy}), {model}"
     return tables.Results(title, facts, protocol.label, entries)
@@ -73,6 +80,7 @@ def write_results(
     resume = arguments["resume"]
     content = {
         "splits": {split: summary.as_dict() for split, summary in summaries.items()},
+        "trained_on_images": {entry.split: entry.trained_on for entry in results.entries},
         "protocol": protocol.as_dict(),
         "checkpoint": {"path": str(resume), "sha256": checkpoint.file_hash(resume)},
         "args": arguments,

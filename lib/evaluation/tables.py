@@ -42,17 +42,24 @@ class Entry:
         summary: the result.
         published: of the same model.
         others: published of other models.
+        trained_on: how many images of the split the model was trained on; None if unknown.
     """
 
     split: str
     summary: Summary
     published: Published | None = None
     others: Sequence[Published] = ()
+    trained_on: int | None = None
 
     @property
     def metrics(self) -> Metrics:
         """Over all samples of the split."""
         return self.summary.rows["all"]
+
+    @property
+    def seen(self) -> str:
+        """What to know of the model's training, in words; '' if nothing."""
+        return f"trained on {self.trained_on} of its images" if self.trained_on else ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,8 @@ class Results:
                 notes.append(f"{entry.split}: not compared with the published row, {row.reason}.")
             if row and row.note:
                 notes.append(f"{entry.split}, published: {row.note}")
+            if entry.trained_on:
+                notes.append(f"{entry.split}: {entry.seen}.")
             if entry.others:
                 notes.append(f"{entry.split}: rows of other models are as published, of all of it.")
         return notes
@@ -177,7 +186,7 @@ def write_tables(results: Results, beside: Path) -> list[Path]:
 def _numbers(entry: Entry) -> list[tuple[str, dict[str, float], str]]:
     """Kind of row, its values and a remark, for every row about a split."""
     rows = [
-        ("measured", entry.metrics.row(), ""),
+        ("measured", entry.metrics.row(), entry.seen),
         ("low", {c: low for c, (low, _) in entry.summary.intervals.items()}, ""),
         ("high", {c: high for c, (_, high) in entry.summary.intervals.items()}, ""),
     ]

@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from lib.training.optim import move_schedule
 from lib.training.state_files import StateFiles, rename_existing
 from lib.training.steps import Step, StepOptions, train_steps
 from utils import DistInfo, Stopped, StopSignals, log
+
+if TYPE_CHECKING:
+    from data.mixed import MixedDataset
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Trainer:
         config: how to train.
         arguments: the command line's, plain values; written into checkpoints and args.json.
         tokenizer: of :func:`bert.tokenizer_text`; a part of checkpoints, which need no other file.
+        seen_images: of this run and those before it, see :mod:`data.seen`.
         info: this process.
         signals: that may ask the run to stop.
     """
@@ -91,12 +95,13 @@ class Trainer:
         model: Segmenter,
         optimizer: torch.optim.AdamW,
         scheduler: torch.optim.lr_scheduler.LambdaLR,
-        train_set: ReferDataset,
+        train_set: ReferDataset | MixedDataset,
         val_set: ReferDataset,
         sampler: RandomExpressionSampler,
         config: TrainConfig,
         arguments: dict[str, Any],
         tokenizer: str,
+        seen_images: dict[str, Tensor],
         info: DistInfo,
         signals: StopSignals,
     ) -> None:
@@ -104,6 +109,7 @@ class Trainer:
         self.train_set, self.val_set, self.sampler = train_set, val_set, sampler
         self.config, self.arguments, self.info, self.signals = config, arguments, info, signals
         self.bert = {"config": config_values(model.text_config), "tokenizer": tokenizer}
+        self.seen_images = seen_images
         self.scaler = torch.amp.GradScaler(info.device.type, enabled=config.amp == "fp16")
         self.steps = len(sampler) // config.accumulate
         self.loader = build_loader(train_set, sampler, config.workers, config.pin_mem)
@@ -278,6 +284,7 @@ class Trainer:
             "best_oIoU": self.best_oIoU,
             "args": self.arguments,
             "bert": self.bert,
+            "seen_images": self.seen_images,
             "progress": progress,
             **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
         }

@@ -81,7 +81,7 @@ def test_grefcoco(
     flags = ["--no_target_head"] if head else ["--no_target_pixels", "50"]
     train(shapes, *data(root, "grefcoco"), *flags)
     printed = capsys.readouterr().out
-    assert "8 references, 2 steps per epoch" in printed
+    assert "8 samples, 2 steps per epoch" in printed
     assert ("no_target 0." in printed) == head
     assert "cIoU" in printed
     records = jsonl(Path("models/lavt/metrics.jsonl"))
@@ -140,7 +140,7 @@ def test_ref_zom(shapes: Shapes, here: Path, capsys: pytest.CaptureFixture[str])
     words = [*data(root, "ref-zom"), "--val_split", "test", "--spread_no_target"]
     train(shapes, *words)
     printed = capsys.readouterr().out
-    assert "10 expressions, 2 steps per epoch" in printed
+    assert "10 samples, 2 steps per epoch" in printed
     content, lines = evaluate(shapes, "test", *data(root, "ref-zom"), "--eval_size", "original")
     assert content["args"]["splitBy"] == "final"
     assert content["protocol"]["label"] == "eval_size=original img_size=56"

@@ -475,9 +475,13 @@ def _follow_dataset(args: argparse.Namespace) -> None:
     args.splitBy = ",".join(dataset_info(name).split_by or split_by for name, split_by in pairs)
     info = dataset_info(pairs[0][0])
     args.mask_mode = info.mask_mode or args.mask_mode
-    if info.metrics != "generalised" and getattr(args, "no_target_pixels", None) is not None:
-        raise InputError(f"--no_target_pixels has no meaning with --dataset {info.name}")
-    if info.metrics == "generalised" and getattr(args, "no_target_pixels", 0) is None:
+    kinds = [dataset_info(name).metrics for name, _ in pairs]
+    pixels = getattr(args, "no_target_pixels", None)
+    if kinds[0] != "generalised" and pixels is not None:
+        raise InputError(f"--no_target_pixels {pixels} is for --dataset grefcoco alone")
+    if "generalised" not in kinds and args.no_target_head and "save_steps" in args:  # train.py
+        raise InputError("--no_target_head is for --dataset grefcoco alone")
+    if kinds[0] == "generalised" and getattr(args, "no_target_pixels", 0) is None:
         args.no_target_pixels = "head" if args.no_target_head else NO_TARGET_PIXELS
 
 

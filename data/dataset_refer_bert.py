@@ -19,6 +19,7 @@ from bert.tokenizer import Tokenizer, encode_compact
 from data.transforms import as_tensor, resize_image, resize_mask
 from lib.errors import InputError
 from refer.arrays import Ints, Texts, offsets, ranges
+from refer.datasets import DATASETS
 from refer.masks import run_lengths
 from refer.refer import REFER, in_split
 
@@ -117,7 +118,8 @@ class ReferDataset(Dataset[Sample]):
 
     Attributes:
         records: of the samples.
-        metrics: kind of the dataset's metrics, see :class:`refer.datasets.DatasetInfo`.
+        metrics: kind of the dataset's metrics, see :class:`refer.datasets.DatasetInfo`; a dataset
+            of the user's own has 'zero_target' if any of its references has no annotation.
         no_target: (N,) bool, whether a sample's reference has no annotation.
         image_ids: (N,) int64, of each sample.
         samples_of_ref: sample indices of each reference; those without expressions are left out.
@@ -156,8 +158,10 @@ class ReferDataset(Dataset[Sample]):
         per_ref = counts if eval_mode == "each" else np.ones_like(counts)
         self.samples_of_ref = Spans(offsets(per_ref))
         self._ref = refs.repeat(per_ref)  # the reference row of each sample
-        self.metrics = refer.info.metrics
-        self.no_target = (np.diff(arrays.annotation_offsets) == 0)[self._ref]
+        empty = np.diff(arrays.annotation_offsets) == 0
+        own = refer.dataset not in DATASETS and empty.any()
+        self.metrics = "zero_target" if own else refer.info.metrics
+        self.no_target = empty[self._ref]
         # The expression rows of all samples, and which of them each sample has.
         self._rows = ranges(arrays.expression_offsets[refs], counts)
         self._spans = Spans(offsets(np.ones_like(self._rows) if eval_mode == "each" else counts))

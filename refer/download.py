@@ -108,7 +108,8 @@ BY_HAND = {
     ),
     "risbench": (
         "https://github.com/HIT-SIRS/CroBIM",
-        "risbench/ with the files as in refsegrs",
+        "risbench/images/NAME.tif, risbench/masks/NAME.tif and "
+        "risbench/output_phrase_{train,val,test}.txt",
     ),
     "refcoco-m": (
         "https://huggingface.co/datasets/moondream/refcoco-m",
@@ -153,6 +154,9 @@ def _remove(archive: Path) -> None:
 
 def _check_zip(url: str, path: Path) -> None:
     if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\3\4":
+                raise Again("the zip archive has no end")
         raise FetchError(f"{url}: what came is no zip archive, and is removed; {MIRROR}")
 
 
@@ -175,15 +179,25 @@ def get_annotations(args: Namespace, dataset: str, patience: Patience) -> list[s
         utils.make_folder(folder)
         remote = mirrored(remote, args.mirror, args.skip_checksum)
         archive = get_archive(remote, args.root / "downloads", patience)
+        written: list[Path] = []
         # instances.json is the last: where it is, the others are.
         for names, most in (
             (list(refs), pickles.MAX_BYTES),
             (["instances.json"], instances.MAX_BYTES),
         ):
-            unzip(archive, partial(target, names), most, 2 * most)
+            written += unzip(archive, partial(target, names), most, 2 * most)
         if not (folder / "instances.json").is_file() or not there():
             files = " and ".join([*refs, "instances.json"])
             raise InputError(f"{archive} does not have {files} in a folder {dataset}: remove it")
+        try:
+            for split_by in there():
+                CheckedREFER(args.root, dataset, split_by, args.image_root)
+        except InputError as error:
+            for path in written:
+                path.unlink()
+            _remove(archive)
+            what = f"{archive} held damaged files, and is removed with them ({error})"
+            raise InputError(f"{what}; run the command again, or {MIRROR}") from None
         _remove(archive)
     return there()
 
@@ -307,13 +321,22 @@ def download(args: Namespace, dataset: str, patience: Patience) -> bool:
     if args.images != "none":
         needed = needed_images(args, dataset, split_bys)
         get_images(args, needed, dataset, patience)
+    return print_report(args, dataset, split_bys)
+
+
+def print_report(args: Namespace, dataset: str, split_bys: Sequence[str]) -> bool:
+    """Print what :mod:`refer.check` finds; return whether the dataset is sound."""
     sound = True
     for split_by in split_bys:
         refer = CheckedREFER(args.root, dataset, split_by, args.image_root)
         report = examine(refer, decode=args.images != "none")
+        if args.images == "none":
+            checks = [check for check in report.checks if check.name != "missing_picture"]
+            report = replace(report, checks=checks)
         print(as_text(report), end="\n\n", flush=True)
-        ignored = "missing_picture" if args.images == "none" else ""
-        sound &= not any(c.damage and c.found and c.name != ignored for c in report.checks)
+        sound &= report.sound
+    if not sound:
+        print("Remove what is damaged and run the command again: it fetches what is missing.")
     return sound
 
 
@@ -357,10 +380,18 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
         raise InputError(f"image folder {args.image_root} does not exist (--image_root): make it")
     for flag in ("mirror", "image_mirror"):
         url = getattr(args, flag)
-        if url is not None and (urlsplit(url).scheme not in ("http", "https") or "//" not in url):
+        if url is not None and not _is_address(url):
             raise InputError(f"--{flag} {url}: give an address such as https://host/folder")
         setattr(args, flag, url and url.rstrip("/"))
     return args
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # such as a port that is no number
+        return False
 
 
 def main(argv: Sequence[str] | None = None, patience: Patience | None = None) -> None:
@@ -377,10 +408,9 @@ def main(argv: Sequence[str] | None = None, patience: Patience | None = None) ->
     for dataset in dict.fromkeys(args.datasets):
         if dataset in BY_HAND:
             page, files = BY_HAND[dataset]
-            there = (args.root / dataset).is_dir()
-            print(f"{dataset} may not be passed on: get it from {page}")
-            print(f"It belongs in {args.root}{' (a folder is there)' if there else ''}: {files}.")
-            sound &= there
+            print(f"{dataset} is not fetched: get it from {page}, by its terms")
+            print(f"It belongs in {args.root}: {files}.")
+            sound &= (args.root / dataset).is_dir() and print_report(args, dataset, [""])
         else:
             sound &= download(args, dataset, patience)
     if not sound:

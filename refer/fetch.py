@@ -34,7 +34,7 @@ from lib.errors import InputError
 
 AGENT = "lavt (referring image segmentation; python -m refer.download)"
 CHUNK = 1 << 18
-GROWTH = 1 << 20  # bytes; a connection that brought as many is no failed try
+GROWTH = 1 << 20  # bytes; a connection that brought as many, or an eighth, is no failed try
 NOTED = 4 << 20  # bytes; a file of as many is resumed by a later run
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses that may pass
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
@@ -144,7 +144,8 @@ def fetch(
                 part.note.unlink(missing_ok=True)
                 return
             except Again as error:
-                failed = 1 if part.size() >= had + GROWTH else failed + 1
+                growth = min(GROWTH, (part.total or GROWTH) // 8)
+                failed = 1 if part.size() >= had + max(1, growth) else failed + 1
                 if failed >= patience.tries:
                     raise FetchError(
                         f"{remote.url}: {error}; given up after {failed} tries: {remote.remedy}, "

@@ -16,6 +16,7 @@ import filecmp
 import json
 import os
 import pickle
+import re
 import shutil
 import tempfile
 from argparse import Namespace
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import utils
 from lib.errors import InputError
-from refer import check
+from refer import check, pickles
 from refer.convert import sources
 from refer.convert.build import Converted, build
 from refer.datasets import DATASETS
@@ -71,8 +72,10 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
             raise InputError(f"--{name} {path} does not exist")
         if path and name in ("images", "masks") and not path.is_dir():
             raise InputError(f"--{name} {path} is not a folder")
-    if args.out.name in ("", ".."):
+    if args.out.name in ("", "..") or "," in args.out.name:
         raise InputError(f"--out {args.out}: give the data root and a name, as refer/data/mydata")
+    if not re.fullmatch(r"[\w.+-]+", args.splitBy):
+        raise InputError(f"--splitBy {args.splitBy}: use letters, digits, . _ + -")
     args.format = args.format or detect(args.input, args.expressions)
     if (args.format == "coco") != bool(args.expressions):
         raise InputError("--expressions FILE goes with COCO annotations, which have none")
@@ -95,7 +98,8 @@ def detect(path: Path, expressions: Path | None) -> str:
     endings = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "masks", ".tsv": "masks"}
     endings[".parquet"] = "parquet"
     if path.is_dir():
-        found = {endings.get(p.suffix.lower(), "") for p in path.iterdir()} & {"masks", "parquet"}
+        found = {endings.get(p.suffix.lower(), "") for p in path.iterdir()} & {"masks"}
+        found |= {"parquet"} if any(path.rglob("*.parquet")) else set()
         if not found and any(path.rglob("*.json")):
             found = {"labelme"}
         if len(found) == 1:
@@ -136,20 +140,29 @@ def convert(args: Namespace, scratch: Path) -> Converted:
     return build(items, args, scratch)
 
 
-def write(converted: Converted, args: Namespace) -> None:
+def write(converted: Converted, args: Namespace, scratch: Path) -> None:
     """Write the dataset's folder: images first, so that a dataset that exists is complete.
 
+    Args:
+        converted: the dataset.
+        args: of the command line.
+        scratch: a folder on the same disk, where the records are written first and read again.
+
     Raises:
-        InputError: another file has an image's name.
+        InputError: another file has an image's name, or the records are not as they should be.
         OSError: something cannot be written.
     """
+    files = scratch / f"refs({args.splitBy}).p", scratch / "instances.json"
+    files[0].write_bytes(pickle.dumps(converted.refs, protocol=2))
+    utils.write_text(json.dumps(converted.instances), files[1])
+    try:
+        pickles.read(files, args.max_pixels)
+    except InputError as e:
+        raise InputError(f"--input {args.input}: {e}".replace(f"{scratch}{os.sep}", "")) from None
     place_images(converted.files, args)
-    refs = args.out / f"refs({args.splitBy}).p"
-    partial = refs.with_name(refs.name + ".partial")
     args.out.mkdir(exist_ok=True)
-    partial.write_bytes(pickle.dumps(converted.refs, protocol=2))
-    utils.write_text(json.dumps(converted.instances), args.out / "instances.json")
-    os.replace(partial, refs)
+    for file in reversed(files):
+        os.replace(file, args.out / file.name)
 
 
 def place_images(files: Mapping[str, Path], args: Namespace) -> None:
@@ -195,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".convert-", dir=root) as scratch:
             converted = convert(args, Path(scratch))
-            write(converted, args)
+            write(converted, args, Path(scratch))
     except OSError as e:
         raise InputError(f"cannot write {args.out}: {e.strerror or e}") from e
     for remark in converted.remarks:

@@ -95,6 +95,9 @@ def build(items: Sequence[Item], args: Namespace, scratch: Path) -> Converted:
                 what = f"{item.where}: annotations"
                 raise InputError(_wrong_size(what, item.size, image, source))
             masks = [_draw(drawn, item.where, image, source, args) for drawn in item.objects]
+            if masks and not any(mask.any() for mask in masks):
+                what = "nothing is drawn in it; null means that nothing in the image is meant"
+                raise InputError(f"{item.where}: {_names_of(item.objects)}: {what}")
             if not all(mask.any() for mask in masks):
                 empty.append(item.where)
             ids = {"image_id": image_id, "category_id": categories[item.category or "object"]}
@@ -111,6 +114,15 @@ def build(items: Sequence[Item], args: Namespace, scratch: Path) -> Converted:
         what = "have an object without a pixel, which is left out; the first"
         made.remarks.append(f"{len(empty)} of {len(items)} references {what}: {empty[0]}")
     return made
+
+
+def _names_of(objects: Sequence[Any]) -> str:
+    """Objects of a reference in words."""
+    drawn = objects[0]
+    if not isinstance(drawn, MaskFile):
+        return "segmentation"
+    value = "" if drawn.value is None else f", pixels of value {drawn.value}"
+    return f"mask {drawn.name!r:.200}{value}"
 
 
 def _reference(item: Item, ann_ids: list[int], sent_ids: Iterator[int]) -> Record:
@@ -224,7 +236,7 @@ def read_mask(
     Args:
         path: PNG, TIFF, BMP or GIF.
         value: of the object's pixels (an index of the palette), or '#rrggbb'; None: all that are
-            neither black nor transparent.
+            neither black nor transparent; if there are none, all that are not transparent.
         max_pixels: upper limit of its size.
         where: it is named, for error messages.
 
@@ -254,7 +266,9 @@ def read_mask(
         raise InputError(f"{where}: mask {path} cannot be read: {str(e)[:120]}") from None
     if pixels.ndim == 2:
         return np.asarray(pixels != 0)
-    return np.asarray(pixels[..., :3].any(axis=-1) & (pixels[..., 3:] > 0).all(axis=-1))
+    opaque = np.asarray((pixels[..., 3:] > 0).all(axis=-1))
+    both = np.asarray(pixels[..., :3].any(axis=-1) & opaque)
+    return both if both.any() or opaque.all() else opaque  # drawn in black on nothing
 
 
 def _outline(mask: npt.NDArray[np.bool_]) -> Record:
@@ -290,7 +304,8 @@ def assign_splits(by_image: dict[Path, list[Item]], ratios: Sequence[float], see
     counts[largest] += len(paths) - sum(counts)
     if counts[largest] < 1:
         parts = sum(map(bool, ratios))
-        raise InputError(f"{len(paths)} images are too few for {parts} splits (--split_ratio)")
+        what = f"{len(paths)} images are too few for {parts} splits"
+        raise InputError(f"{what}: --split_ratio 1,0,0 takes all for training")
     labels = [s for s, n in zip(("train", "val", "test"), counts, strict=True) for _ in range(n)]
     for path, label in zip(paths, labels, strict=True):
         for item in by_image[path]:

@@ -43,7 +43,7 @@ def read_parquet(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str,
                     image = _parsed(row.pop("raw_image_info"))
                     row["sentences"] = [dict(sentence) for sentence in _parsed(row["sentences"])]
                     annotations[annotation["id"]] = annotation
-                    images[image["id"]] = image
+                    images[image["id"]] = image | {"file_name": image["file_name"]}
                     refs.append(row)
         except (pyarrow.ArrowException, OSError) as e:
             reason = str(e).splitlines()[0][:120]

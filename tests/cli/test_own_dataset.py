@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import test as test_script
 import train as train_script
 from refer import REFER, check
-from tests.scripts import Shapes, one_line_error, run
+from tests.scripts import Shapes, jsonl, one_line_error, run
 from tools.report import __main__ as report
 
 IMAGES = "images/aerial/JPEGImages"
@@ -69,6 +71,36 @@ def test_the_whole_road(own: Shapes, tmp_path: Path, capsys: pytest.CaptureFixtu
     done = run(tmp_path, "demo_inference.py", *own.options, *resume, *ask, "--max_pixels", "99")
     assert done.returncode == 2
     assert "--max_pixels 99" in done.stderr
+
+
+def test_expressions_of_nothing(
+    shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(shapes.root, root)
+    (root / "refcoco").rename(root / "mydata")
+    path = root / "mydata" / "refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    for split in ("train", "val"):
+        next(ref for ref in refs if ref["split"] == split)["ann_id"] = []
+    path.write_bytes(pickle.dumps(refs))
+    own = Shapes(root)
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", "mydata", "--model_id", "a"]
+    error = one_line_error(train_script.main, [*own.train_options, *data, "--no_target_head"])
+    assert "--no_target_head is for --dataset grefcoco" in error
+    train_script.main([*own.train_options, *data, "--epochs", "1"])
+    words = ["--resume", "checkpoints/model_best_a.pth", "--split", "val,testA"]
+    test_script.main([*own.options, *words, "--results", "r.json", "--predictions", "p.jsonl"])
+    splits = {k: v["all"] for k, v in json.loads(Path("r.json").read_text())["splits"].items()}
+    lines = [line for line in jsonl(Path("p.jsonl")) if line["split"] == "val"]
+    without = [line for line in lines if line["no_target"]]
+    empty = [line for line in without if line["predicted_no_target"]]
+    assert without
+    assert splits["val"]["Acc"] == pytest.approx(100 * len(empty) / len(without))
+    assert splits["val"]["targets"] == len(lines) - len(without)
+    assert splits["testA"]["Acc"] is None  # every expression there has a target
+    assert "| Acc |" in Path("r.md").read_text()
 
 
 def test_check(own: Shapes, capsys: pytest.CaptureFixture[str]) -> None:

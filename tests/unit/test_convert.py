@@ -154,6 +154,9 @@ def test_kinds_of_input_make_the_same_dataset(
 def test_parquet_keeps_ids_and_polygons(own: OwnData, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     source = own.write_parquet()
+    (source / "data").mkdir()  # as on the hub
+    for file in source.glob("*.parquet"):
+        file.rename(source / "data" / file.name)
     images = own.refer.IMAGE_DIR
     main(["--input", str(source), "--out", str(tmp_path / "refcoco"), "--images", str(images)])
     refer = REFER(tmp_path, "refcoco")
@@ -183,6 +186,14 @@ def test_parquet_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     row |= {"raw_anns": "{}", "raw_image_info": "{"}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), file)
     assert "not as in the copies" in error(file)
+    row |= {"sentences": "[]", "raw_anns": '{"id": 1}', "raw_image_info": '{"id": 1}'}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    assert "(KeyError: 'file_name')" in error(file)
+    row["raw_image_info"] = '{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}'
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    message = error(file)
+    assert f"--input {file}: instances.json" in message
+    assert ".convert-" not in message
 
 
 # ---- what JSON lines may hold ----
@@ -211,6 +222,13 @@ def test_several_objects_and_none(photos: Path, capsys: pytest.CaptureFixture[st
     values[0, :3], values[5, 4] = 3, 7
     Image.fromarray(values).save(photos / "v.png")
     Image.new("L", (WIDTH, HEIGHT)).save(photos / "black.png")
+    for drawn in (
+        {"mask": "black.png"},
+        {"mask": "v.png", "value": 9},
+        {"segmentation": [[1, 1] * 3]},
+    ):
+        assert "line 1: " in (message := error(lines(photos, drawn)))
+        assert "nothing is drawn in it; null means" in message
     refer = converted(
         lines(
             photos,
@@ -219,14 +237,35 @@ def test_several_objects_and_none(photos: Path, capsys: pytest.CaptureFixture[st
             {"mask": "v.png", "value": 7},
             {"mask": None},
             {"mask": []},
-            {"mask": "black.png"},
+            {"mask": ["m.png", "black.png"]},
         )
     )
     areas = [refer.getMask(ref)["area"] for ref in refer.loadRefs()]
-    assert areas == [36 + 4 - 1, 4, 1, 0, 0, 0]
-    assert [len(ref["ann_ids"]) for ref in refer.loadRefs()] == [2, 2, 1, 0, 0, 0]
+    assert areas == [36 + 4 - 1, 4, 1, 0, 0, 36]
+    assert [len(ref["ann_ids"]) for ref in refer.loadRefs()] == [2, 2, 1, 0, 0, 1]
     assert refer.loadCats() == ["dots", "object"]
     assert "1 of 6 references have an object without a pixel" in capsys.readouterr().out
+
+
+def test_black_on_nothing(photos: Path) -> None:
+    pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    pixels[..., 3] = 255 * square()
+    Image.fromarray(pixels).save(photos / "b.png")
+    np.testing.assert_array_equal(only_mask(converted(lines(photos, {"mask": "b.png"}))), square())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "ROOT/a,b"], "a,b: give the data root and a name"),
+        (["--splitBy", "a/b"], "--splitBy a/b: use letters"),
+    ],
+)
+def test_names_that_other_commands_cannot_take(
+    photos: Path, words: list[str], message: str
+) -> None:
+    root = str(root_of(photos))
+    assert message in error(lines(photos, {}), *(word.replace("ROOT", root) for word in words))
 
 
 def test_expressions(photos: Path) -> None:

@@ -623,7 +623,7 @@ def test_checksums_are_those_of_the_published_files(mirror: Server, tmp_path: Pa
     [
         (b"<!doctype html>sorry", "no zip archive"),
         (annotations("refcoco", "other/"), "does not have refs"),
-        (annotations("refcoco")[:-30], "no zip archive"),
+        (annotations("refcoco")[:-30], "zip archive has no end"),
     ],
 )
 def test_a_wrong_archive(mirror: Server, tmp_path: Path, body: bytes, words: str) -> None:
@@ -631,6 +631,20 @@ def test_a_wrong_archive(mirror: Server, tmp_path: Path, body: bytes, words: str
     with pytest.raises(InputError, match=words):
         command(mirror, tmp_path, "refcoco")
     assert files(tmp_path / "refcoco") == set()
+
+
+def test_damaged_members_do_not_stay(mirror: Server, tmp_path: Path) -> None:
+    whole = mirror.files["/refcoco.zip"]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as z:
+        z.writestr("refcoco/instances.json", (CC0_ROOT / "refcoco/instances.json").read_text()[:99])
+        z.write(CC0_ROOT / "refcoco/refs(unc).p", "refcoco/refs(unc).p")
+    mirror.files["/refcoco.zip"] = buffer.getvalue()
+    with pytest.raises(InputError, match=r"damaged files, and is removed .*run the command again"):
+        command(mirror, tmp_path, "refcoco")
+    assert files(tmp_path) == set()
+    mirror.files["/refcoco.zip"] = whole
+    assert command(mirror, tmp_path, "refcoco") == 0
 
 
 def test_a_full_disk_stops_the_images(
@@ -667,9 +681,12 @@ def test_datasets_that_are_not_passed_on(
     assert command(server, tmp_path, *download.BY_HAND) == 1
     out = capsys.readouterr().out
     for name, (page, layout) in download.BY_HAND.items():
-        assert f"{name} may not be passed on: get it from {page}" in out
+        assert f"{name} is not fetched: get it from {page}" in out
         assert layout in out
     assert server.seen == []
+    (tmp_path / "grefcoco").mkdir()
+    with pytest.raises(InputError, match="grefcoco"):  # an empty folder is not the dataset
+        command(server, tmp_path, "grefcoco")
 
 
 @pytest.mark.parametrize(
@@ -679,6 +696,9 @@ def test_datasets_that_are_not_passed_on(
         (["refcocoo"], "no dataset is named 'refcocoo': give refcoco,"),
         (["refcoco", "--mirror", "file:///x"], "--mirror file:///x"),
         (["refcoco", "--image-mirror", "host/x"], "--image_mirror host/x"),
+        (["refcoco", "--mirror", "http://[::1/x"], "--mirror http://[::1/x"),
+        (["refcoco", "--mirror", "http://host:port/x"], "--mirror http://host:port/x"),
+        (["refcoco", "--mirror", "http://"], "--mirror http://"),
         (["refcoco", "--connections", "0"], "--connections 0"),
         (["refcoco", "--image_root", "nowhere"], "nowhere"),
     ],

@@ -473,8 +473,6 @@ def _follow_dataset(args: argparse.Namespace) -> None:
         if only and split_by not in (only, "unc"):  # the flag's default
             raise InputError(f"--splitBy {split_by}: {name} has {only} alone")
     args.splitBy = ",".join(dataset_info(name).split_by or split_by for name, split_by in pairs)
-    info = dataset_info(pairs[0][0])
-    args.mask_mode = info.mask_mode or args.mask_mode
     kinds = [dataset_info(name).metrics for name, _ in pairs]
     pixels = getattr(args, "no_target_pixels", None)
     if kinds[0] != "generalised" and pixels is not None:
@@ -611,5 +609,7 @@ def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
     """The evaluation protocol of test.py, or of train.py's validation."""
-    masks = dataset_info(parts(args)[0][0]).mask_mode or "release"
-    return select(Protocol, args, model_tokens=MODELS[args.model].max_tokens, dataset_masks=masks)
+    facts: dict[str, Any] = {"model_tokens": MODELS[args.model].max_tokens}
+    if masks := dataset_info(parts(args)[0][0]).mask_mode:
+        facts |= {"mask_mode": masks, "dataset_masks": masks}
+    return select(Protocol, args, **facts)

@@ -197,7 +197,7 @@ class REFER:
     def no_split(self, split: str) -> InputError:
         """The error to raise if no reference is in a split."""
         return InputError(
-            f"{self!r} has no split '{split}'; choose from {', '.join(self.splits())}"
+            f"{self!r} has no split '{split}'; choose from {', '.join(self.splits()) or 'none'}"
         )
 
     def getRefIds(
@@ -377,7 +377,10 @@ class REFER:
                 f"or give their folder with --image_root, {HELP}"
             )
         tried = self._names().tried(os.path.relpath(path, self.IMAGE_DIR))
-        return f"image {path} of {self!r} does not exist; {tried}; {HELP}"
+        others = [self.ROOT_DIR / folder for folder in self.info.image_folders]
+        others = [f for f in others if os.path.isdir(f) and f != self.IMAGE_DIR]
+        also = f"; {others[0]} exists too, --image_root chooses it" if others else ""
+        return f"image {path} of {self!r} does not exist; {tried}{also}; {HELP}"
 
     def showRef(self, ref: Ref, seg_box: str = "seg") -> Image.Image:
         """Draw a reference on its image.
@@ -466,7 +469,8 @@ def _dataset_folder(root: Path, dataset: str) -> Path:
         return root / dataset
     if not os.path.isdir(root):
         raise InputError(f"data folder {root} does not exist (--refer_data_root); {HELP}")
-    there = sorted(path.parent.name for path in root.glob("*/instances.json"))
+    folders = [path for path in root.iterdir() if path.is_dir()]
+    there = sorted(f.name for f in folders if f.name in DATASETS or (f / "instances.json").exists())
     known = ", ".join(there) or f"no dataset at all; known are {', '.join(DATASETS)}"
     raise InputError(f"data folder {root} has no folder '{dataset}' (--dataset); it has {known}")
 

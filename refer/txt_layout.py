@@ -114,7 +114,7 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: more than {MAX_BYTES >> 20} MB")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: cannot be read ({str(e)[:100]})") from None
     stripped = ((f"{path}, line {i}", line.strip()) for i, line in enumerate(lines, 1))

@@ -24,7 +24,7 @@ from args import (
 from lib import runtime
 from lib.checkpoint.rebuild import Trained, open_trained
 from lib.errors import InputError
-from lib.evaluation.protocol import USUAL
+from lib.evaluation.protocol import NO_TARGET_PIXELS
 from utils import log
 
 
@@ -96,7 +96,9 @@ def name_outputs(args: argparse.Namespace) -> None:
     """Name the files of results and predictions of test.py; each protocol has its own."""
     differences = protocol_of(args).differences()
     differences.pop("img_size", None)  # usually follows from the checkpoint
-    others = [f"{k}-{v}" for k, v in differences.items() if f"{k}={v}" not in USUAL]
+    if differences.get("no_target_pixels") == ("head" if args.no_target_head else NO_TARGET_PIXELS):
+        del differences["no_target_pixels"]
+    others = [f"{k}-{v}" for k, v in differences.items()]
     name = "_".join([args.dataset, args.splitBy, *args.splits, *others])
     folder = Path("models") / args.model_id
     args.results = args.results or str(folder / f"results_{name}.json")

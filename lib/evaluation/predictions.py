@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import heapq
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,7 +89,7 @@ class PredictionsFile:
         return write
 
     def write(self, place: int, content: dict[str, Any]) -> None:
-        """Write one line, numbered by its place in the merged file; places rise on each rank."""
+        """Write one line, numbered by its place in the merged file."""
         assert self.path is not None
         assert self.file is not None
         with _writing(self.path):
@@ -131,20 +130,25 @@ def _merge_parts(path: Path, parts: int) -> None:
     if missing := [part for part in paths if not part.is_file()]:
         raise InputError(f"{missing[0]} is missing: all processes must see one file system")
     with _writing(path), contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open(part, encoding="ascii")) for part in paths]
-        merged = stack.enter_context(open(partial, "w", encoding="ascii"))
-        for _, content in heapq.merge(*map(_placed, files)):
-            merged.write(content)
+        files = [stack.enter_context(open(part, "rb")) for part in paths]
+        merged = stack.enter_context(open(partial, "wb"))
+        # Samples of an image were evaluated one after the other, so the places are in no order.
+        for _, number, offset in sorted(_placed(files)):
+            files[number].seek(offset)
+            merged.write(files[number].readline().partition(b"\t")[2])
         merged.flush()
         os.replace(partial, path)
     for part in path.parent.glob(f"{glob.escape(path.name)}.part*"):
         part.unlink(missing_ok=True)
 
 
-def _placed(file: IO[str]) -> Iterator[tuple[int, str]]:
-    for text in file:
-        place, _, content = text.partition("\t")
-        yield int(place), content
+def _placed(files: Sequence[IO[bytes]]) -> Iterator[tuple[int, int, int]]:
+    """The place of each line, the number of its file and where it starts there."""
+    for number, file in enumerate(files):
+        offset = 0
+        for text in file:
+            yield int(text.partition(b"\t")[0]), number, offset
+            offset += len(text)
 
 
 def _part(path: Path, number: int) -> Path:

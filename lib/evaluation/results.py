@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def tabulate(
         )
         others = published.other_models(data, len(dataset.samples_of_ref))
         seen = count_seen(seen_images, dataset)
+        if seen and row and not row.reason:
+            row = replace(row, reason=f"trained on {seen} of its images")
         entries.append(tables.Entry(split, summary, row, others, seen))
     facts = {"dataset": refer.dataset, "splitBy": refer.splitBy, "model": model}
     title = f"{dataset_info(refer.dataset).display_name} ({refer.splitBy}), {model}"

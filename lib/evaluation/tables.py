@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib.evaluation.bootstrap import LEVEL, RESAMPLES
 from lib.evaluation.metrics import Metrics
-from lib.evaluation.protocol import tag, warning
+from lib.evaluation.protocol import STANDARD, tag, warning
 from lib.evaluation.published import Published
 from lib.evaluation.summary import Summary
 from utils import write_text
@@ -92,8 +92,6 @@ class Results:
                 notes.append(f"{entry.split}: not compared with the published row, {row.reason}.")
             if row and row.note:
                 notes.append(f"{entry.split}, published: {row.note}")
-            if entry.trained_on:
-                notes.append(f"{entry.split}: {entry.seen}.")
             if entry.others:
                 notes.append(f"{entry.split}: rows of other models are as published, of all of it.")
         return notes
@@ -216,7 +214,7 @@ def _rows(results: Results, ranges: bool) -> list[list[str]]:
     for entry in results.entries:
         values, ends = entry.metrics.row(), entry.summary.intervals
         cells = [_number(v, f"{v:.2f}") for v in values.values()]
-        rows.append([entry.split + tag(results.protocol), *cells, str(entry.metrics.samples)])
+        rows.append([_label(entry, results.protocol), *cells, str(entry.metrics.samples)])
         shown = {
             c: f"[{low:.2f}, {high:.2f}]" if ranges else f"{(high - low) / 2:.2f}"
             for c, (low, high) in ends.items()
@@ -225,6 +223,12 @@ def _rows(results: Results, ranges: bool) -> list[list[str]]:
         rows.append([name, *(_number(sum(ends[c]), shown[c]) for c in values), ""])
         rows += _published_rows(entry)
     return rows
+
+
+def _label(entry: Entry, protocol: str) -> str:
+    """A split with what a reader of its numbers must know."""
+    known = [text for text in (entry.seen, protocol) if text not in ("", STANDARD)]
+    return entry.split + tag("; ".join(known) or STANDARD)
 
 
 def _published_rows(entry: Entry) -> list[list[str]]:

@@ -26,6 +26,7 @@ from tests.many_targets import (
 )
 from tests.scripts import Shapes, jsonl, one_line_error
 from tools import score
+from tools.report import __main__ as report
 
 LAST = "checkpoints/model_last_lavt.pth"
 
@@ -114,6 +115,12 @@ def test_grefcoco(
     assert content["splits"]["testB"]["all"]["N_acc"] is None
     score.main(["p.jsonl", "--json", "s.json"])
     assert json.loads(Path("s.json").read_text())["splits"] == content["splits"]
+    # The curve of the page is of the samples with a target, as P@K of the table.
+    report.main(["p.jsonl", *data(root, "grefcoco"), "--output", "r.html"])
+    page = Path("r.html").read_text()
+    for k, p in content["splits"]["testA"]["all"]["precision"].items():
+        assert f"<title>testA: P@{k} = {p:.2f} %</title>" in page
+    assert "mean IoU of expressions with a target" in page
     predictor = Predictor.from_checkpoint(LAST, "cpu")
     assert predictor.settings["no_target_head"] is head
     assert predictor.predict(next(CC0_IMAGES.iterdir()), "the eye")[0].mask.any() in (True, False)
@@ -126,6 +133,13 @@ def test_a_head_may_be_left_aside(shapes: Shapes, here: Path) -> None:
     content, lines = evaluate(shapes, "val", *words)
     agrees(content["splits"]["val"]["all"], by_table(samples(lines, 1)))
     assert "no_target_pixels=0" in content["protocol"]["label"]
+    # Each rule has files of its own.
+    words = [*shapes.options, "--resume", LAST, *data(root, "grefcoco"), "--split", "val"]
+    for pixels in ([], ["--no_target_pixels", "50"], ["--no_target_pixels", "7"]):
+        test_script.main([*words, *pixels])
+    written = sorted(path.stem for path in Path("models/lavt").glob("results_*.json"))
+    usual = "results_grefcoco_unc_val"
+    assert written == [usual, f"{usual}_no_target_pixels-50", f"{usual}_no_target_pixels-7"]
     assert content["protocol"]["standard"] is False
     # The published network's weights start a run with a head, and a head is not lost in silence.
     train(shapes, *data(root, "grefcoco"), "--epochs", "1", "--model_id", "plain")

@@ -13,6 +13,11 @@ import torch
 
 import test as test_script
 import train as train_script
+from args import dataset_options, parse_train
+from bert import load_tokenizer
+from data.dataset_refer_bert import ReferDataset
+from refer import REFER
+from tests.many_targets import write_grefcoco
 from tests.refer_files import CC0_ROOT
 from tests.scripts import Shapes, one_line_error
 
@@ -90,7 +95,7 @@ def test_images_of_other_splits_are_left_out(
     assert result["trained_on_images"] == {"train": 1, "val": 0}
     for ending in ("md", "tex", "csv"):
         assert Path(f"r.{ending}").read_text().count("trained on 1 of its images") == 1
-    assert "train: trained on 1 of its images" in capsys.readouterr().out
+    assert "train [trained on 1 of its images; img_size=56]" in capsys.readouterr().out
 
 
 def test_a_checkpoint_knows_the_images_of_all_its_training(shapes: Shapes, root: Path) -> None:
@@ -130,6 +135,29 @@ def test_images_of_another_source_have_ids_of_their_own(shapes: Shapes, root: Pa
         "COCO": [900001],
         "mydata": [900001, 900003],
     }
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_each_part_has_masks_of_its_own_mode(
+    order: int, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = write_grefcoco(tmp_path / "data")
+    shutil.copytree(CC0_ROOT / "refcoco", root / "refcoco")
+    names = ["refcoco", "grefcoco"][:: 1 - 2 * order]
+    train(shapes, root, "--dataset", ",".join(names), "--splitBy", "unc,unc", "--epochs", "1")
+    content = torch.load(LAST, weights_only=True)
+    assert content["args"]["mask_mode"] == "release"
+    result = evaluate(shapes, root, "--resume", LAST, "--dataset", "refcoco", "--split", "val")
+    assert result["protocol"]["label"] == "img_size=56"
+    result = evaluate(shapes, root, "--resume", LAST, "--dataset", "grefcoco", "--split", "val")
+    assert result["protocol"]["mask_mode"] == "union"
+    args = parse_train(["--dataset", ",".join(names), "--splitBy", "unc,unc"])
+    options = {**dataset_options(args), "img_size": 56}
+    tokenizer = load_tokenizer(str(shapes.root / "bert"))
+    for name in names:
+        dataset = ReferDataset(REFER(root, name), "train", tokenizer, **options)
+        assert dataset.union_masks == (name == "grefcoco")
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def write(path: Path, places: list[list[int]]) -> None:
 
 @pytest.mark.parametrize(
     "places",
-    [[[0, 1, 2, 3, 4]], [[0, 1, 4], [2, 3]], [[], [0, 3], [1, 2, 4]], [[2, 10, 100], [9, 11]]],
+    [[[3, 0, 4, 1, 2]], [[0, 4, 1], [3, 2]], [[], [0, 3], [1, 2, 4]], [[2, 10, 100], [9, 11]]],
 )
 def test_one_file_in_order_from_any_number_of_ranks(
     places: list[list[int]], tmp_path: Path

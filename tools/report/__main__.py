@@ -184,6 +184,7 @@ def metrics_table(rows: Sequence[tuple[str, Metrics]], protocol: str) -> str:
 def chart_section(samples: Sequence[Prediction], groups: Sequence[Breakdown]) -> str:
     """The charts: of all samples together and, where there are several splits, of each."""
     iou, codes = _ious(samples), object_codes(samples)
+    target = np.array([not s.no_target for s in samples])
     splits = list(dict.fromkeys(s.split for s in samples))
     of_split = np.array([splits.index(s.split) for s in samples])
     selections = [("", np.full(len(samples), True))]
@@ -191,7 +192,7 @@ def chart_section(samples: Sequence[Prediction], groups: Sequence[Breakdown]) ->
         selections += [(split, of_split == i) for i, split in enumerate(splits)]
     return "".join(
         f'<div class="charts" data-split="{escape(name)}"{" hidden" if name else ""}>'
-        + "".join(_charts(splits, of_split, iou, codes, groups, chosen))
+        + "".join(_charts(splits, of_split, iou, target, codes, groups, chosen))
         + "</div>"
         for name, chosen in selections
     )
@@ -201,17 +202,20 @@ def _charts(
     splits: Sequence[str],
     of_split: npt.NDArray[np.int64],
     iou: npt.NDArray[np.float64],
+    target: npt.NDArray[np.bool_],
     codes: npt.NDArray[np.int64],
     groups: Sequence[Breakdown],
     chosen: npt.NDArray[np.bool_],
 ) -> Iterable[str]:
     yield _figure("IoU", charts.histogram(iou[chosen]), "")
+    shown = chosen & target  # as P@K in the table
     curves = {
-        name: iou[chosen & (of_split == i)]
+        name: iou[shown & (of_split == i)]
         for i, name in enumerate(splits)
-        if (chosen & (of_split == i)).any()
+        if (shown & (of_split == i)).any()
     }
-    yield _figure("Precision at K", charts.precision_curves(curves), "")
+    mean = "mIoU" if target.all() else "mean IoU of expressions with a target"
+    yield _figure("Precision at K", charts.precision_curves(curves, mean), "")
     for group in groups:
         members = [chosen & group.members[:, i] for i in range(len(group.labels))]
         means = [mean_with_interval(iou[m], codes[m]) for m in members]

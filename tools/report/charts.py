@@ -105,11 +105,12 @@ def precision(iou: Values) -> Values:
     return np.array([(iou >= k / 100).mean() for k in range(101)])  # 0.6 is the same float here
 
 
-def precision_curves(series: Mapping[str, Values]) -> str:
+def precision_curves(series: Mapping[str, Values], mean: str = "mIoU") -> str:
     """P@K over K, a line a split; the published thresholds are marked.
 
     Args:
         series: IoUs (N,) by name.
+        mean: what the area below a line is.
     """
     parts = list(_frame("P@K, % of expressions", "K, least IoU that counts as right"))
     for i, (name, iou) in enumerate(series.items()):
@@ -126,7 +127,7 @@ def precision_curves(series: Mapping[str, Values]) -> str:
     parts += [_text(_x(k), _y(0) + 16, f"{k:g}", "tick") for k in (0, 0.2, 0.4, 0.6, 0.8, 1)]
     key = "".join(
         f'<li><svg viewBox="0 0 34 10"><line class="line s{i % SERIES}" x2="34" y1="5" y2="5"/>'
-        f"</svg>{escape(name)}: area below = mIoU = {100 * iou.mean():.2f}</li>"
+        f"</svg>{escape(name)}: area below = {mean} = {100 * iou.mean():.2f}</li>"
         for i, (name, iou) in enumerate(series.items())
     )
     svg = _svg("".join(parts), f"Precision at K of {', '.join(series)}")

@@ -30,9 +30,8 @@ from bert import (
     vocabulary_in,
     vocabulary_of,
 )
-from data.dataset_refer_bert import ReferDataset
+from data.dataset_refer_bert import ReferDataset, merge
 from data.loaders import RandomExpressionSampler
-from data.seen import merge
 from lib import checkpoint, runtime
 from lib.errors import InputError
 from lib.model import Segmenter

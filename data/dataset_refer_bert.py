@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os.path
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, overload
 
@@ -189,7 +189,7 @@ class ReferDataset(Dataset[Sample]):
 
     @property
     def seen_images(self) -> dict[str, Tensor]:
-        """Ids of the images that training draws from, see :mod:`data.seen`."""
+        """Ids of the images that training draws from: sorted int64, by `REFER.image_source`."""
         return self.images_of(np.ones(len(self), bool))
 
     def images_of(self, rows: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
@@ -434,6 +434,12 @@ class OtherObjectExpressions(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         return {**self.dataset[index], **self.dataset.text(self._other[index])}
+
+
+def merge(*many: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The union of several ``seen_images`` of :class:`ReferDataset`."""
+    names = sorted({name for seen in many for name in seen})
+    return {n: torch.cat([seen[n] for seen in many if n in seen]).unique() for n in names}
 
 
 def _rows_of_split(refer: REFER, split: str) -> Ints:

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bert.tokenizer import Tokenizer
-from data.dataset_refer_bert import ReferDataset, Sample
-from data.seen import merge
+from data.dataset_refer_bert import ReferDataset, Sample, merge
 from lib.errors import InputError
 from refer.arrays import Ints
 from refer.refer import REFER, in_split
@@ -68,7 +67,7 @@ class MixedDataset(Dataset[Sample]):
 
     @property
     def seen_images(self) -> dict[str, Tensor]:
-        """Ids of the images that training draws from, see :mod:`data.seen`."""
+        """Ids of the images that training draws from, see :class:`ReferDataset`."""
         pairs = zip(self.parts, self._kept, strict=True)
         return merge(*(part.images_of(kept) for part, kept in pairs))
 

@@ -40,7 +40,7 @@ class Segmenter(nn.Module, ABC):
         variant: flags and their values that names and shapes of weights need not show. Loading a
             checkpoint compares them with those that it was trained with.
         trained_with: flags of the checkpoint whose weights it has; {} if there are none.
-        seen_images: ids of the images that they were trained on, see :mod:`data.seen`.
+        seen_images: ids of the images that they were trained on, by `REFER.image_source`.
         text_config: of the BERT that :func:`lib.segmentation.build_model` was given.
     """
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 import utils
 from data.dataset_refer_bert import ReferDataset
-from data.seen import count_seen
 from lib import checkpoint
 from lib.evaluation import published, tables
 from lib.evaluation.protocol import Protocol
@@ -47,13 +48,19 @@ def tabulate(
             dataset.expression_count,
         )
         others = published.other_models(data, len(dataset.samples_of_ref))
-        seen = count_seen(seen_images, dataset)
+        seen = _count_seen(seen_images, dataset)
         if seen and row and not row.reason:
             row = replace(row, reason=f"trained on {seen} of its images")
         entries.append(tables.Entry(split, summary, row, others, seen))
     facts = {"dataset": refer.dataset, "splitBy": refer.splitBy, "model": model}
     title = f"{dataset_info(refer.dataset).display_name} ({refer.splitBy}), {model}"
     return tables.Results(title, facts, protocol.label, entries)
+
+
+def _count_seen(seen: Mapping[str, Tensor], dataset: ReferDataset) -> int | None:
+    """How many images of a split a model was trained on; None if its checkpoint does not tell."""
+    ids = seen.get(dataset.refer.image_source, torch.empty(0))
+    return int(np.isin(np.unique(dataset.image_ids), ids.numpy()).sum()) if seen else None
 
 
 def write_results(

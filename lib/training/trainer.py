@@ -85,7 +85,7 @@ class Trainer:
         config: how to train.
         arguments: the command line's, plain values; written into checkpoints and args.json.
         tokenizer: of :func:`bert.tokenizer_text`; a part of checkpoints, which need no other file.
-        seen_images: of this run and those before it, see :mod:`data.seen`.
+        seen_images: ids, of this run and those before it.
         info: this process.
         signals: that may ask the run to stop.
     """

@@ -476,7 +476,7 @@ def _follow_dataset(args: argparse.Namespace) -> None:
     kinds = [dataset_info(name).metrics for name, _ in pairs]
     pixels = getattr(args, "no_target_pixels", None)
     if kinds[0] != "generalised" and pixels is not None:
-        raise InputError(f"--no_target_pixels {pixels} is for --dataset grefcoco alone")
+        raise InputError(f"--no_target_pixels {pixels} has no meaning but with --dataset grefcoco")
     if "generalised" not in kinds and args.no_target_head and "save_steps" in args:  # train.py
         raise InputError("--no_target_head is for --dataset grefcoco alone")
     if kinds[0] == "generalised" and getattr(args, "no_target_pixels", 0) is None:

@@ -174,6 +174,7 @@ def test_what_train_py_saves_is_what_the_release_reads(
     trainer.loss_sum, trainer.loss_count, trainer.recent = 0.0, 0, []
     trainer.best_oIoU = 50.0
     trainer.bert = {"config": config_values(model.text_config), "tokenizer": None}
+    trainer.seen_images = {"COCO": torch.tensor([9])}
     path = tmp_path / "model_best.pth"
     checkpoint.write_checkpoint(trainer.state_dict([trainer.get_rank_state()]), path)
 

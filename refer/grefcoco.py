@@ -20,7 +20,16 @@ def find(folder: Path, split_by: str) -> tuple[Path, Path]:
     Raises:
         InputError: there is neither.
     """
-    paths = [folder / f"grefs({split_by}){ending}" for ending in (".p", ".json")]
+    return find_either(folder, f"grefs({split_by}).p", f"grefs({split_by}).json")
+
+
+def find_either(folder: Path, *names: str) -> tuple[Path, Path]:
+    """The first of two files of references that exists, and ``instances.json``.
+
+    Raises:
+        InputError: there is neither.
+    """
+    paths = [folder / name for name in names]
     there = [path for path in paths if path.is_file()]
     if not there:
         raise InputError(f"neither {paths[0]} nor {paths[1].name} exists; see docs/datasets.md")

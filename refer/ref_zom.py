@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.errors import InputError
+from refer.grefcoco import find_either
 from refer.images import MAX_PIXELS
 from refer.instances import Record, load_instances
 from refer.pickles import check_refs, unpickle
@@ -19,11 +19,7 @@ def find(folder: Path, split_by: str) -> tuple[Path, Path]:
     Raises:
         InputError: there is no pickle.
     """
-    paths = [folder / f"{name}({split_by}).p" for name in ("refs", "Ref-ZOM")]
-    there = [path for path in paths if path.is_file()]
-    if not there:
-        raise InputError(f"neither {paths[0]} nor {paths[1].name} exists; see docs/datasets.md")
-    return there[0], folder / "instances.json"
+    return find_either(folder, f"refs({split_by}).p", f"Ref-ZOM({split_by}).p")
 
 
 def read(files: tuple[Path, Path], max_pixels: int = MAX_PIXELS) -> dict[str, list[Record]]:

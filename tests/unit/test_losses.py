@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.losses import LOSSES, cross_entropy, dice, dice_sum, named_losses, parse_losses
+from lib.losses import LOSSES, WeightedLosses, cross_entropy, dice, dice_sum, named_losses
+from methods import parse_losses
 
 
 def logits_of(object_probability: list[float]) -> tuple[Tensor, Tensor]:
@@ -70,14 +71,16 @@ def test_dice_sum_by_hand() -> None:
 
 def test_several_losses_are_a_weighted_sum_with_names() -> None:
     logits, target = torch.randn(2, 2, 5, 4, dtype=torch.float64), torch.randint(2, (2, 5, 4))
-    loss = parse_losses("ce:0.9,dice:.1,dice_sum:0")
+    loss = WeightedLosses(parse_losses("ce:0.9,dice:.1,dice_sum:0"))
     named = named_losses(loss, logits, target)
     assert list(named) == ["ce", "dice"]
     assert named["ce"] == 0.9 * cross_entropy(logits, target)
     assert named["dice"] == 0.1 * dice(logits, target)
     assert torch.allclose(loss(logits, target), named["ce"] + named["dice"], rtol=1e-14)
-    assert list(named_losses(parse_losses("dice_sum"), logits, target)) == ["dice_sum"]
-    both = named_losses(parse_losses("ce,dice"), logits, target)
+    assert list(named_losses(WeightedLosses(parse_losses("dice_sum")), logits, target)) == [
+        "dice_sum"
+    ]
+    both = named_losses(WeightedLosses(parse_losses("ce,dice")), logits, target)
     assert both == {"ce": cross_entropy(logits, target), "dice": dice(logits, target)}
     assert list(named_losses(dice, logits, target)) == ["seg"]
 

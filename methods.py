@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from lib.training.maskris import MaskRIS
 
 SWITCHES = ("maskris", "mosaic", "model_ema")  # each has flags that begin with its name
-UP_TO_ONE = ("mosaic", "warmup_lr", "model_ema_decay")
-UP_TO_ONE += tuple(f"maskris_{name}" for name in ("weight", "ratio", "text"))
+UP_TO_ONE = (
+    *("maskris_weight", "maskris_ratio", "maskris_text"),
+    *("mosaic", "warmup_lr", "model_ema_decay"),
+)
 FROM_ZERO = ("warmup_steps", "min_lr", "backbone_lr_scale", "bert_lr_scale", *UP_TO_ONE)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,14 +17,15 @@ from data.mixed import MixedDataset
 from data.transforms import as_tensor, resize_image, resize_mask
 from lib.errors import InputError
 
-CELLS = (0, 1, 2, 3)  # top left, top right, bottom left, bottom right
+CELLS: tuple[int, ...] = (0, 1, 2, 3)  # top left, top right, bottom left, bottom right
 IN_DIRECTION = {"left": (0, 2), "right": (1, 3), "top": (0, 1), "bottom": (2, 3)}
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 DIRECTION = re.compile(r"\b(left|right|top|bottom)(?:most)?\b", re.IGNORECASE)
 SEED = 2  # tells these draws from others of the same seed and epoch
 
 
-class Mosaic(NamedTuple):
+@dataclass(frozen=True)
+class Mosaic:
     """A sample to be shown in a mosaic."""
 
     index: int  # of the sample whose expression and mask it has

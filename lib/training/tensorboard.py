@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lib import visualize
 from lib.errors import InputError
 from utils import log, make_folder
 
@@ -43,10 +44,10 @@ class Board:
             log.warning("TensorBoard's file lacks step %d: %s", step, e.strerror)
 
     def add_images(self, name: str, images: Sequence[tuple[Image.Image, str]], step: int) -> None:
-        """Write images, which have their expressions below them."""
+        """Write images with their expressions below them."""
         try:
-            for i, (image, _) in enumerate(images):
-                pixels = np.asarray(image)
+            for i, (image, expression) in enumerate(images):
+                pixels = np.asarray(visualize.caption(image, expression))
                 self.writer.add_image(f"{name}/{i}", pixels, step, dataformats="HWC")
             self.writer.flush()
         except OSError as e:

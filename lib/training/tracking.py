@@ -99,8 +99,7 @@ def draw_prediction(
         visualize.overlay(image, decide_mask(logits).cpu().numpy()),
     ]
     sheet = Image.fromarray(np.concatenate([np.asarray(d) for d in drawn], axis=1))
-    expression = dataset.records[index].expression
-    return visualize.caption(sheet, expression), expression
+    return sheet, dataset.records[index].expression
 
 
 def open_trackers(trainer: Trainer, done: int, *, resumed: bool) -> Trackers:

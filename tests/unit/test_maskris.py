@@ -17,6 +17,7 @@ from lib.crossvlt import CrossVLT
 from lib.errors import InputError
 from lib.losses import WeightedLosses
 from lib.model import Segmenter
+from lib.swin import SWIN_SIZES, SwinSize
 from lib.training import steps
 from lib.training.maskris import MaskConfig, MaskRIS, build_maskris
 from lib.training.optim import build_optimizer, freeze_unused, parameter_groups, poly_schedule
@@ -62,9 +63,7 @@ def by_hand(
     ce = -(WEIGHTS * target * log).sum() / (WEIGHTS * target).sum()
     losses = {"ce": weight * times * ce}
     for i, similarity in enumerate(maps, 1):
-        p = F.interpolate(similarity, (32, 32), mode="bilinear", align_corners=False).sigmoid()[
-            :, 0
-        ]
+        p = F.interpolate(similarity, (32, 32), mode="bilinear", align_corners=True).sigmoid()[:, 0]
         y = batch["target"].double()
         aligned = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
         losses[f"align_{i}"] = weight * aligned
@@ -116,6 +115,9 @@ def test_a_step_is_that_of_an_independent_computation(
 ) -> None:
     """Losses, gradients after clipping, weights and batch norm statistics, in float64."""
     text_config.hidden_dropout_prob = text_config.attention_probs_dropout_prob = 0.0
+    # CrossVLT needs widths that are multiples of 64.
+    monkeypatch.setitem(SWIN_SIZES, "nano", SwinSize(32, (2, 2, 2, 2), (1, 2, 4, 8)))
+    text_config.hidden_size, text_config.num_attention_heads = 64, 1
     torch.manual_seed(0)
     model: Any = build_nano(name, drop_path=0.0).double().train()
     groups = parameter_groups(model, 0.1, lang_layers=None)

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig
 
 from args import parse_train
 from lib.errors import InputError
+from lib.swin import SWIN_SIZES, SwinSize
 from lib.training import optim
 from lib.training.ema import WeightAverage
 from lib.training.groups import refine
@@ -65,8 +67,13 @@ def test_a_lower_limit_above_the_rate() -> None:
 
 
 @pytest.mark.parametrize("name", ["lavt", "crossvlt"])
-def test_rates_of_pretrained_parts(name: str, build_nano: Build) -> None:
+def test_rates_of_pretrained_parts(
+    name: str, build_nano: Build, text_config: BertConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Swin's own weights and BERT's are scaled; what begins at random is not."""
+    if name == "crossvlt":  # needs widths that are multiples of 64
+        text_config.hidden_size, text_config.num_attention_heads = 64, 1
+        monkeypatch.setitem(SWIN_SIZES, "nano", SwinSize(32, (2, 2, 2, 2), (1, 2, 4, 8)))
     model = build_nano(name)
     published = optim.parameter_groups(model, 0.1, lang_layers=None)
     groups = refine(model, published, 1.0, 0.5, 0.25)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -156,11 +157,9 @@ def test_directions_are_kept(train_set: ReferDataset) -> None:
 
 def test_images_that_are_not_trained_on_are_in_no_mosaic(shapes: Shapes, tmp_path: Path) -> None:
     """Of several datasets, those without the images of other splits."""
-    import shutil
-
     root = tmp_path / "data"
     shutil.copytree(shapes.root, root)
-    shutil.copytree(root / "refcoco", root / "refcoco+")
+    shutil.copytree(root / "refcoco", root / "refcoco+", dirs_exist_ok=True)
     path = root / "refcoco+/refs(unc).p"
     refs = pickle.loads(path.read_bytes())
     held_out = min(ref["image_id"] for ref in refs if ref["split"] == "train")

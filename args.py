@@ -286,18 +286,10 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N|Nm",
         help="save every N steps, or N minutes, besides after each epoch",
     )
-    add(
-        "--save_error",
-        choices=("stop", "continue"),
-        default="stop",
-        help="if a checkpoint cannot be written (full disk): stop, or train on and try again",
-    )
-    add(
-        "--nonfinite",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at a loss or gradient that is not finite: stop, or skip the step",
-    )
+    what = "if a checkpoint cannot be written (full disk): stop, or train on and try again"
+    add("--save_error", choices=("stop", "continue"), default="stop", help=what)
+    what = "at a loss or gradient that is not finite: stop, or skip the step"
+    add("--nonfinite", choices=("stop", "skip"), default="stop", help=what)
     what = "limit of all gradients' norm (0: none)"
     add("--clip_grad", type=float, default=0.0, metavar="NORM", help=what)
     add("--accumulate", type=int, default=1, metavar="N", help="batches per step")

@@ -62,7 +62,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     Raises:
         Stopped: a signal came.
     """
-    import methods
+    import methods  # loads what the flags ask for
 
     if args.tf32:
         runtime.allow_tf32()

@@ -29,14 +29,14 @@ from benchmarks.preset import REPO, run_script
 from lib.errors import InputError
 from lib.losses import WeightedLosses
 from lib.model import Objective
-from lib.segmentation import build_model
+from lib.segmentation import MODELS, build_model
+from lib.swin import SWIN_SIZES
 from lib.training.steps import total_loss
 
 RESULTS = REPO / "benchmarks/results/recipes_cpu.json"
 PAGE = REPO / "docs/training.md"
 MARKS = ("<!-- table: python -m benchmarks.recipes -->", "<!-- end -->")
 
-MODEL = "--model lavt_one --swin_type micro --ape 32 --img_size 128"  # whole MaskRIS patches
 BASE = "--text_from_scratch --lang_layers all --drop_path 0 --val_expressions all"
 PUBLISHED = "published"
 WARM = "--warmup_steps {warmup} --backbone_lr_scale 0.5 --bert_lr_scale 0.5"
@@ -68,7 +68,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--warmup", type=int, default=100, help="steps")
     add("--seeds", type=int, default=3, help="number of seeds")
     add("--amp", default="off", help="see train.py")
-    add("--model", default=MODEL, help="flags of the network")
+    add("--model", default="lavt_one", choices=list(MODELS))
+    add("--swin_type", default="micro", choices=list(SWIN_SIZES))
+    add("--img_size", type=int, default=128, help="a multiple of 16, MaskRIS' patch")
     add("--rows", nargs="*", default=list(ROWS), metavar="'NAME'", help="which rows")
     args = p.parse_args(argv)
     if unknown := [row for row in args.rows if row not in ROWS]:
@@ -80,15 +82,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What all rows of a file of results share."""
-    names = ("epochs", "batch_size", "lr", "warmup", "amp", "model")
+    names = ("epochs", "batch_size", "lr", "warmup", "amp", "model", "swin_type", "img_size")
     return {name: getattr(args, name) for name in names}
 
 
 def flags_of(row: str, args: argparse.Namespace) -> list[str]:
     """Flags of train.py, without data, epochs and seed."""
     own = ROWS[row].format(warmup=args.warmup)
-    words = f"{args.model} {BASE} --lr {args.lr} --batch_size {args.batch_size} {own}"
-    return [*words.split(), "--amp", args.amp]
+    size = f"--img_size {args.img_size} --ape {args.img_size // 4}"
+    words = f"--model {args.model} --swin_type {args.swin_type} {size} {BASE} {own}"
+    words += f" --lr {args.lr} --batch_size {args.batch_size} --amp {args.amp}"
+    return words.split()
 
 
 def data_flags(args: argparse.Namespace) -> list[str]:

@@ -27,9 +27,9 @@ MASKRIS = MaskRIS(MaskConfig(maskris_patch=8), mask_id=4, special_ids=(0,), voca
 def model(name: str) -> Segmenter:
     """A small model whose every parameter differs from zero, the same in every process.
 
-    Its variant follows the name: 'lavt gate=off decoder_features=V'.
+    Its variant follows the name: 'lavt gate=off decoder_features=V'; MaskRIS ends it.
     """
-    name, *changes = name.split()
+    name, *changes = name.removesuffix(TWO_PASSES).split()
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=60,
@@ -65,7 +65,7 @@ def shard(rank: int) -> dict[str, torch.Tensor]:
 
 def gradients(name: str, rank: int, info: utils.DistInfo | None = None) -> dict[str, torch.Tensor]:
     """Gradients of a backward pass on a process' batch; under DDP where ``info`` is given."""
-    bare = model(name.removesuffix(TWO_PASSES))
+    bare = model(name)
     twice = name.endswith(TWO_PASSES)
     objective: torch.nn.Module = (MASKRIS.objective if twice else Objective)(bare, cross_entropy)
     if info is not None:

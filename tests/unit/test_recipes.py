@@ -19,7 +19,6 @@ from args import (
 )
 from lib.errors import InputError
 from lib.segmentation import MODELS
-from tests.conftest import Build
 from tests.refer_files import CC0_ROOT
 from tests.scripts import Shapes, jsonl
 from tools.demo_jobs import parse_demo
@@ -125,12 +124,12 @@ def test_a_recipe_with_masks_is_as_specified(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *MASKED])
 def test_a_recipe_trains(
-    name: str, build_nano: Build, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps, of a network and images that are far smaller."""
     monkeypatch.chdir(tmp_path)
     small = ["--refer_data_root", str(CC0_ROOT), *shapes.options[2:6], "--device", "cpu"]
-    small += ["--swin_type", "nano", "--img_size", "64", "--pretrained_swin_weights", ""]
+    small += ["--swin_type", "micro", "--img_size", "64", "--pretrained_swin_weights", ""]
     small += ["--text_from_scratch", "--lang_layers", "all", "--epochs", "1", "--workers", "0"]
     small += ["--batch-size", "3", "--print_freq", "1", "--val_split", "train"]
     args = parse_train([path_of(name)])

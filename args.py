@@ -23,7 +23,6 @@ from lib.evaluation.protocol import (
     Protocol,
 )
 from lib.lavt import parse_heads
-from lib.losses import LOSSES
 from lib.runtime import AMP
 from lib.segmentation import MODELS
 from lib.swin import SWIN_SIZES
@@ -246,17 +245,14 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         InputError: naming the flag and what it takes.
     """
+    import methods  # imports this module
+
     p = common_parser("Train a referring image segmentation model.")
     p.prog = "train.py"
     add = p.add_argument_group("beyond the published flags").add_argument
-    add("--loss", default="ce", choices=list(LOSSES), help="weighted cross entropy, or Dice")
-    add(
-        "--scale_lr",
-        type=int,
-        default=0,
-        metavar="BASE",
-        help="--lr is for BASE samples a step: scale it in proportion (0: do not)",
-    )
+    add("--loss", default="ce", help="ce, dice or dice_sum, or several: ce:0.9,dice:0.1")
+    what = "--lr is for BASE samples a step: scale it in proportion (0: do not)"
+    add("--scale_lr", type=int, default=0, metavar="BASE", help=what)
     add_no_target_pixels(p)
     add("--no_target_head", action="store_true", help="lavt, lavt_one: learn if there is a target")
     add("--spread_no_target", action="store_true", help="samples without target evenly spread")
@@ -268,12 +264,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N|all",
         help="train the first N BERT layers, or all of BERT with its embeddings",
     )
-    add(
-        "--norm_decay",
-        choices=NORM_DECAY,
-        default="published",
-        help="norms and biases with weight decay: none, all, or all but the backbone's norms",
-    )
+    what = "norms and biases with weight decay: none, all, all but the backbone's norms, or biases "
+    what += "alone (embeddings have none, either)"
+    add("--norm_decay", choices=NORM_DECAY, default="published", help=what)
     add(
         "--text_dropout",
         choices=("model", "on", "off"),
@@ -281,12 +274,8 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="BERT's dropout while training (model: off for lavt, on for lavt_one)",
     )
     add("--text_from_scratch", action="store_true", help="load no BERT weights")
-    add(
-        "--init_from",
-        default="",
-        metavar="FILE",
-        help="start a new run with all weights of a checkpoint, of train.py or published",
-    )
+    what = "start a new run with all weights of a checkpoint, of train.py or published"
+    add("--init_from", default="", metavar="FILE", help=what)
     add("--val_split", default="val", help="split evaluated while training")
     add("--val_expressions", choices=VAL_EXPRESSIONS, help="of a reference (one; crossvlt: all)")
     add("--eval_every", type=int, default=1, metavar="N", help="epochs between validations")
@@ -297,32 +286,21 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N|Nm",
         help="save every N steps, or N minutes, besides after each epoch",
     )
-    add(
-        "--save_error",
-        choices=("stop", "continue"),
-        default="stop",
-        help="if a checkpoint cannot be written (full disk): stop, or train on and try again",
-    )
-    add(
-        "--nonfinite",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at a loss or gradient that is not finite: stop, or skip the step",
-    )
-    add(
-        "--clip_grad",
-        type=float,
-        default=0.0,
-        metavar="NORM",
-        help="limit of all gradients' norm (0: none)",
-    )
+    what = "if a checkpoint cannot be written (full disk): stop, or train on and try again"
+    add("--save_error", choices=("stop", "continue"), default="stop", help=what)
+    what = "at a loss or gradient that is not finite: stop, or skip the step"
+    add("--nonfinite", choices=("stop", "skip"), default="stop", help=what)
+    what = "limit of all gradients' norm (0: none)"
+    add("--clip_grad", type=float, default=0.0, metavar="NORM", help=what)
     add("--accumulate", type=int, default=1, metavar="N", help="batches per step")
     add("--grad_checkpoint", action="store_true", help="less memory: compute Swin blocks twice")
     add("--fused_adamw", help=argparse.SUPPRESS)  # of earlier versions; ignored
     add("--deterministic", action="store_true", help="the same bits in every run")
     add("--tensorboard", action="store_true", help="also write models/<model_id>/tensorboard/")
+    methods.add_flags(p)
     args = p.parse_args(argv)
     args.save_steps, args.save_minutes = _save_every(args.save_every)
+    methods.check(args, p)
     check_args(args)
     if args.init_from and args.resume not in ("", "auto"):
         raise InputError(
@@ -513,11 +491,15 @@ FREE_TO_CHANGE = """
     save_every save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
     nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
     channels_last tf32 grad_checkpoint accelerate vocabulary init_from batch_size accumulate
+    wandb wandb_id
 """
 
 
 # Flags whose values are part of the optimizer's state, so those of a checkpoint are used.
-IN_OPTIMIZER_STATE = {"lr", "scale_lr", "weight_decay", "norm_decay", "amsgrad"}
+IN_OPTIMIZER_STATE = {
+    *("lr", "scale_lr", "backbone_lr_scale", "bert_lr_scale"),
+    *("weight_decay", "norm_decay", "amsgrad"),
+}
 
 
 def compare_args(before: Mapping[str, Any], now: argparse.Namespace) -> list[str]:

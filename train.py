@@ -61,6 +61,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     Raises:
         Stopped: a signal came.
     """
+    import methods  # loads what the flags ask for
+
     if args.tf32:
         runtime.allow_tf32()
     if args.deterministic:
@@ -76,6 +78,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     train_set, val_set = open_datasets(args, tokenizer)
     for dataset in (train_set, val_set):
         dataset.check_images()
+    maskris = methods.build_maskris(args, tokenizer)
     reorder: Any = list
     if args.spread_no_target:
         from data.spread import spreader
@@ -84,6 +87,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     ranks = (info.rank, info.world, args.accumulate)
     drawn_from = train_set.training_samples
     sampler = RandomExpressionSampler(drawn_from, args.batch_size, args.seed, *ranks, reorder)
+    train_set, sampler = methods.with_mosaics(args, train_set, sampler)
     utils.setup_logging(Path("models") / args.model_id, info.rank)
     for reason in reasons:
         log.warning("not resumed: %s", reason)
@@ -97,12 +101,14 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     optim.freeze_unused(model, groups)
     total_batch = info.world * args.batch_size * args.accumulate
     lr = optim.scaled_lr(args.lr, total_batch, args.scale_lr)
+    groups = methods.refine_groups(args, model, groups, lr)
     for line in optim.describe_groups(model, groups, lr, args.lang_layers):
         log.info("%s", line)
     optimizer = optim.build_optimizer(groups, lr, args.amsgrad)
     steps = len(sampler) // args.accumulate
-    scheduler = optim.poly_schedule(optimizer, steps * args.epochs)
-    config = select(TrainConfig, args, protocol=protocol_of(args).label)
+    scheduler = methods.build_schedule(args, optimizer, lr, steps * args.epochs)
+    losses = methods.parse_losses(args.loss)
+    config = select(TrainConfig, args, protocol=protocol_of(args).label, loss=losses)
     trainer = Trainer(
         model=model,
         optimizer=optimizer,
@@ -114,6 +120,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         arguments=vars(args),
         tokenizer=tokenizer_text(tokenizer),
         seen_images=merge(train_set.seen_images, model.seen_images),
+        maskris=maskris,
+        average=methods.build_average(args, model),
         info=info,
         signals=signals,
     )

@@ -48,11 +48,11 @@ def train_and_test(
     folder.mkdir(parents=True, exist_ok=True)
     model = [*preset("QS_MODEL", data), *options]
     own = [*training, "--epochs", str(epochs), "--model_id", "row"]
-    _script(folder, "train.py", *model, *preset("QS_TRAIN", data), *own)
+    run_script(folder, "train.py", *model, *preset("QS_TRAIN", data), *own)
     best, results = folder / "checkpoints/model_best_row.pth", folder / "results.json"
     testing = ["--split", ",".join(SPLITS), "--batch-size", "32", "--workers", "1"]
     testing += ["--resume", str(best), "--results", str(results)]
-    _script(folder, "test.py", *model, *testing)
+    run_script(folder, "test.py", *model, *testing)
     lines = (folder / "models/row/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     steps = [r for r in records if r["kind"] == "step"]
@@ -66,7 +66,12 @@ def train_and_test(
     }
 
 
-def _script(cwd: Path, script: str, *options: str) -> None:
+def run_script(cwd: Path, script: str, *options: str) -> None:
+    """Run a script of the project in a process of its own.
+
+    Raises:
+        InputError: it failed.
+    """
     command = [sys.executable, str(REPO / script), *options]
     if subprocess.run(command, cwd=cwd).returncode:
         raise InputError(f"{script} failed in {cwd}: see above")

@@ -150,7 +150,7 @@ def one_expression_per_reference(
 
 def build_loader(
     dataset: Dataset[Any],
-    batch_sampler: Sampler[list[int]],
+    batch_sampler: Sampler[Any],
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
@@ -158,7 +158,7 @@ def build_loader(
 
     Args:
         dataset: of samples as dicts.
-        batch_sampler: yields lists of sample indices.
+        batch_sampler: yields lists of sample indices, or of what else the dataset takes.
         workers: processes that read and decode; 0 does it in this one.
         pin_memory: page-locked batches, for faster copies to a GPU.
 

@@ -61,7 +61,7 @@ class MixedDataset(Dataset[Sample]):
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        part, inner = self._place(index)
+        part, inner = self.place(index)
         sample: Sample = {**part[inner], "index": index}
         return sample
 
@@ -85,10 +85,11 @@ class MixedDataset(Dataset[Sample]):
 
     def name_samples(self, indices: Iterable[int]) -> list[str]:
         """Samples in words, for messages."""
-        places = map(self._place, indices)
+        places = map(self.place, indices)
         return [f"{part.refer!r} {part.name_samples([inner])[0]}" for part, inner in places]
 
-    def _place(self, index: int) -> tuple[ReferDataset, int]:
+    def place(self, index: int) -> tuple[ReferDataset, int]:
+        """The part that a sample is of, and its index there."""
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.parts[part], index - int(self._starts[part])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -53,4 +53,40 @@ def dice(logits: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     return (1 - (2 * overlap + eps) / (size + eps)).mean()
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dice": dice}
+def dice_sum(logits: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+    """RMSIN's Dice loss: its denominator is not squared, and samples and classes are summed.
+
+    Args:
+        logits, target, eps: as of :func:`dice`.
+
+    Returns:
+        Scalar in [0, 2 B].
+    """
+    probability = logits.softmax(dim=1).flatten(2)  # (B, 2, HW)
+    classes = torch.stack([1 - target, target], dim=1).flatten(2).to(probability.dtype)
+    overlap = (probability * classes).sum(-1)
+    return (1 - (2 * overlap + eps) / ((probability + classes).sum(-1) + eps)).sum()
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dice": dice, "dice_sum": dice_sum}
+
+
+class WeightedLosses:
+    """A sum of several of :data:`LOSSES`, each with its weight; callable as one of them is."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.terms = [(name, LOSSES[name], weight) for name, weight in weights.items() if weight]
+
+    def named(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The terms of the sum."""
+        return {name: weight * loss(logits, target) for name, loss, weight in self.terms}
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The sum."""
+        return torch.stack([*self.named(logits, target).values()]).sum()
+
+
+def named_losses(loss: Loss, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The named terms of a segmentation loss; one that is a plain function is ``seg``."""
+    named = getattr(loss, "named", None)
+    return named(logits, target) if named else {"seg": loss(logits, target)}

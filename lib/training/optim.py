@@ -13,7 +13,7 @@ from lib.errors import InputError
 from lib.model import Frozen, Segmenter
 
 PUBLISHED_LANG_LAYERS = 10
-NORM_DECAY = ("published", "none", "all")
+NORM_DECAY = ("published", "none", "all", "biases")
 
 
 def parameter_groups(
@@ -106,7 +106,7 @@ def describe_groups(
         return f"{len(names)} tensors, {parameters:,} parameters"
 
     lines = [
-        f"group {g['name']}: {size(g['param_names'])}, lr {lr:g}, "
+        f"group {g['name']}: {size(g['param_names'])}, lr {g.get('lr', lr):g}, "
         f"weight decay {g['weight_decay']:g}"
         for g in groups
     ]

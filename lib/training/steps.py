@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
-from typing import NamedTuple
+from itertools import chain, islice
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 import utils
 from data.loaders import Batch, prepare_batch
 from lib.runtime import autocast
+
+if TYPE_CHECKING:
+    from lib.training.maskris import MaskRIS
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -49,12 +52,14 @@ class StepOptions:
         accumulate: number of batches whose gradients are averaged into one step.
         clip_grad: upper limit of the L2 norm of all gradients together; 0 does not clip.
         restore_buffers: undo the change of batch norm statistics if a step is not finite.
+        maskris: two passes over each batch; needs its objective.
     """
 
     amp: str = "off"
     accumulate: int = 1
     clip_grad: float = 0.0
     restore_buffers: bool = False
+    maskris: MaskRIS | None = None
 
 
 def train_steps(
@@ -89,7 +94,7 @@ def train_steps(
     while batches := list(islice(iterator, options.accumulate)):
         before = [b.clone() for b in buffers] if options.restore_buffers else []
         optimizer.zero_grad(set_to_none=True)
-        losses = _backward(objective, batches, device, options.amp, scaler)
+        losses = _backward(objective, batches, device, options, scaler)
         loss = total_loss(losses)
         scaler.unscale_(optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -117,22 +122,24 @@ def _backward(
     objective: nn.Module,
     batches: list[Batch],
     device: torch.device,
-    amp: str,
+    options: StepOptions,
     scaler: torch.amp.GradScaler,
 ) -> dict[str, Tensor]:
     """Compute the gradients of the mean loss of some batches; return the mean losses, detached."""
-    collected: list[dict[str, Tensor]] = []
-    for i, batch in enumerate(batches):
+    collected: dict[str, list[Tensor]] = {}
+    run = options.maskris.passes if options.maskris else lambda module, batch: [module(batch)]
+    passes = chain.from_iterable(run(objective, prepare_batch(b, device)) for b in batches)
+    number = len(batches) * (2 if options.maskris else 1)
+    for i in range(number):
         # DDP averages gradients over the ranks in a backward pass: only the last one needs to.
-        last = i + 1 == len(batches)
+        last = i + 1 == number
         with nullcontext() if last else getattr(objective, "no_sync", nullcontext)():
-            with autocast(device, amp):
-                losses = objective(prepare_batch(batch, device))
+            with autocast(device, options.amp):
+                losses = next(passes)
             scaler.scale(total_loss(losses) / len(batches)).backward()
-        collected.append({name: loss.detach() for name, loss in losses.items()})
-    if len(collected) == 1:
-        return collected[0]
-    return {name: torch.stack([c[name] for c in collected]).mean() for name in collected[0]}
+        for name, loss in losses.items():
+            collected.setdefault(name, []).append(loss.detach())
+    return {k: torch.stack(v).mean() if v[1:] else v[0] for k, v in collected.items()}
 
 
 def _update(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, finite: Tensor) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from lib import visualize
 from lib.errors import InputError
 from utils import log, make_folder
 
 
 class Board:
-    """Writes the numbers of metrics records to TensorBoard, each at the record's step.
+    """Writes to TensorBoard.
 
     Args:
         folder: of the files.
@@ -30,17 +34,21 @@ class Board:
         make_folder(folder)
         self.writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Write a record's numbers; on a full disk they are missing, but training goes on."""
-        group = "train" if record["kind"] == "step" else "epoch"
-        numbers = {f"{group}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
-        numbers |= {f"{group}/loss_{k}": v for k, v in record.get("losses", {}).items()}
-        for name in ("oIoU", "mIoU", "cIoU", "gIoU", "N_acc", "T_acc", "Acc"):
-            numbers[f"val/{name}"] = record.get("val", {}).get(name)
+    def add_scalars(self, numbers: Mapping[str, float], step: int) -> None:
+        """Write numbers by name; on a full disk they are missing, but training goes on."""
         try:
             for name, value in numbers.items():
-                if isinstance(value, (int, float)):
-                    self.writer.add_scalar(name, value, record["step"])
+                self.writer.add_scalar(name, value, step)
             self.writer.flush()
         except OSError as e:
-            log.warning("TensorBoard's file lacks step %d: %s", record["step"], e.strerror)
+            log.warning("TensorBoard's file lacks step %d: %s", step, e.strerror)
+
+    def add_images(self, name: str, images: Sequence[tuple[Image.Image, str]], step: int) -> None:
+        """Write images with their expressions below them."""
+        try:
+            for i, (image, expression) in enumerate(images):
+                pixels = np.asarray(visualize.caption(image, expression))
+                self.writer.add_image(f"{name}/{i}", pixels, step, dataformats="HWC")
+            self.writer.flush()
+        except OSError as e:
+            log.warning("TensorBoard's file lacks images of step %d: %s", step, e.strerror)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from lib.errors import InputError
 from lib.evaluation.evaluator import EvalConfig, evaluate
 from lib.evaluation.metrics import Metrics
 from lib.evaluation.protocol import tag
-from lib.losses import LOSSES
+from lib.losses import WeightedLosses
 from lib.model import Objective, Segmenter
 from lib.training.optim import move_schedule
 from lib.training.state_files import StateFiles, rename_existing
@@ -30,6 +31,9 @@ from utils import DistInfo, Stopped, StopSignals, log
 
 if TYPE_CHECKING:
     from data.mixed import MixedDataset
+    from data.mosaic import MosaicDataset, MosaicSampler
+    from lib.training.ema import WeightAverage
+    from lib.training.maskris import MaskRIS
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class TrainConfig:
     """How a run trains; the names are those of train.py's flags.
 
     Attributes:
+        loss: weights of :data:`lib.losses.LOSSES`.
         protocol: label of the validation's protocol.
         save_steps, save_minutes: interval between saves within an epoch; 0 for none.
     """
@@ -45,7 +50,7 @@ class TrainConfig:
     output_dir: str
     epochs: int
     batch_size: int
-    loss: str = "ce"
+    loss: Mapping[str, float]
     seed: int = 0
     workers: int = 0
     pin_mem: bool = False
@@ -64,6 +69,7 @@ class TrainConfig:
     save_minutes: float = 0.0
     save_error: str = "stop"
     tensorboard: bool = False
+    wandb: str | None = None
 
 
 class Trainer:
@@ -88,6 +94,8 @@ class Trainer:
         seen_images: ids, of this run and those before it.
         info: this process.
         signals: that may ask the run to stop.
+        maskris: two passes over each batch, if given.
+        average: of the weights, if given; it is what is evaluated, and a checkpoint's model.
     """
 
     def __init__(
@@ -95,15 +103,17 @@ class Trainer:
         model: Segmenter,
         optimizer: torch.optim.AdamW,
         scheduler: torch.optim.lr_scheduler.LambdaLR,
-        train_set: ReferDataset | MixedDataset,
+        train_set: ReferDataset | MixedDataset | MosaicDataset,
         val_set: ReferDataset,
-        sampler: RandomExpressionSampler,
+        sampler: RandomExpressionSampler | MosaicSampler,
         config: TrainConfig,
         arguments: dict[str, Any],
         tokenizer: str,
         seen_images: dict[str, Tensor],
         info: DistInfo,
         signals: StopSignals,
+        maskris: MaskRIS | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.train_set, self.val_set, self.sampler = train_set, val_set, sampler
@@ -113,14 +123,18 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(info.device.type, enabled=config.amp == "fp16")
         self.steps = len(sampler) // config.accumulate
         self.loader = build_loader(train_set, sampler, config.workers, config.pin_mem)
-        objective = Objective(model, LOSSES[config.loss])
+        self.maskris = maskris
+        build = maskris.objective if maskris else Objective
+        objective = build(model, WeightedLosses(config.loss))
         if config.compile:
             runtime.compile_module(objective)
         self.objective = utils.wrap_ddp(objective, info)
+        self.average = average
+        self.evaluated = average.model if average else model
         self.files = StateFiles(config.output_dir, config.model_id)
         self.folder = Path("models") / config.model_id
         self.metrics_file = self.folder / "metrics.jsonl"
-        self.board: Any = None  # with --tensorboard
+        self.board: Any = None  # with --tensorboard or --wandb
         # The training state in addition to model, optimizer, scheduler and scaler.
         self.epoch = self.step = self.skipped = 0
         self.best_oIoU = -1.0
@@ -149,7 +163,8 @@ class Trainer:
             averaged = self.step == self.steps and self.rank_state is None
             self.train_epoch()
             if not averaged:
-                utils.average_buffers(self.model)
+                for model in dict.fromkeys((self.model, self.evaluated)):
+                    utils.average_buffers(model)
             due = (self.epoch + 1) % config.eval_every == 0 or self.epoch + 1 == config.epochs
             self.finish_epoch(self.validate() if due else None, time.perf_counter() - began)
             if self.epoch < stop and any(utils.any_rank(bool(self.signals.name))):
@@ -172,7 +187,8 @@ class Trainer:
         if not left:
             return
         options = StepOptions(
-            config.amp, config.accumulate, config.clip_grad, config.nonfinite == "skip"
+            *(config.amp, config.accumulate, config.clip_grad, config.nonfinite == "skip"),
+            self.maskris,
         )
         steps = train_steps(
             self.objective,
@@ -187,6 +203,8 @@ class Trainer:
         bar = utils.progress(steps, f"epoch {self.epoch}", self.info.rank, left)
         for done, step in enumerate(bar, 1):
             self.step += 1
+            if self.average:
+                self.average.update(self.model, self.epoch * self.steps + self.step)
             self.recent.append(step)
             log_now = self.step % config.print_freq == 0 or self.step == self.steps
             if device.type != "cuda":
@@ -218,7 +236,7 @@ class Trainer:
         )
         try:
             with self.signals.at_once():
-                return evaluate(self.model, self.val_set, indices, how, self.info).summarise()
+                return evaluate(self.evaluated, self.val_set, indices, how, self.info).summarise()
         except Stopped as e:
             if self.info.is_main:
                 self.save([], required=True)
@@ -247,6 +265,8 @@ class Trainer:
             record |= {"val": metrics.as_dict(), "protocol": protocol}
             self.best_oIoU = metrics.oIoU if best else self.best_oIoU
         self.record(record)
+        if self.board is not None and metrics is not None:
+            self.board.show(self.evaluated, self.val_set, record["step"])
         self.epoch, self.step, self.loss_sum, self.loss_count = epoch + 1, 0, 0.0, 0
         self.save([], best=best)
         if best and metrics is not None:
@@ -277,7 +297,8 @@ class Trainer:
             "shares": rank_states,  # a key that all versions read
         }
         return {
-            **self.model.to_published(),
+            **self.evaluated.to_published(),
+            **({"raw_model": self.model.state_dict()} if self.average else {}),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch - 1,
@@ -296,6 +317,10 @@ class Trainer:
             InputError: it holds no training state or a damaged one, or was saved within an epoch
                 that was divided among other ranks or batches.
         """
+        if "raw_model" in content:
+            from lib.training.ema import load_raw_weights
+
+            load_raw_weights(self.model, content, path)
         training = (self.optimizer, self.scheduler, self.scaler)
         checkpoint.load_training(content, path, *training)
         self.epoch = content["epoch"] + 1
@@ -381,7 +406,9 @@ class Trainer:
 
     def _buffers(self) -> dict[str, Tensor]:
         """Batch norm statistics, which differ between ranks on a CPU within an epoch."""
-        return {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
+        averaged = self.average.named_buffers() if self.average else ()
+        named = (*self.model.named_buffers(), *averaged)
+        return {n: b for n, b in named if b.is_floating_point()}
 
     def _scalar(self, value: float) -> Tensor:
         return torch.tensor(value, device=self.info.device)
@@ -407,12 +434,12 @@ class Trainer:
         if not restarted and (self.arguments["resume"] != "auto" or not resume):
             for path in self.files.rename_existing(keep=resume):
                 log.info("the checkpoint of an earlier run is now %s", path)
+        if self.config.tensorboard or self.config.wandb is not None:
+            from lib.training.tracking import open_trackers
+
+            self.board = open_trackers(self, done, resumed=bool(resume))
         content = self.arguments | {"environment": utils.environment()}
         utils.write_json(content, self.folder / "args.json")
-        if self.config.tensorboard:
-            from lib.training.tensorboard import Board
-
-            self.board = Board(self.folder / "tensorboard", done)
 
     def save_if_due(self) -> None:
         """After a step: save at the interval or on a signal, and stop on a signal.
@@ -454,7 +481,7 @@ class Trainer:
             self._handle_write_error(e, required)
 
     def record(self, record: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl, and its numbers to TensorBoard."""
+        """Append a line to metrics.jsonl, and its numbers to what tracks the run."""
         if not self.info.is_main:
             return
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -13,18 +14,22 @@ import utils
 from lib.losses import cross_entropy
 from lib.model import Objective, Segmenter
 from lib.segmentation import build_model
-from lib.training import optim
-from lib.training.steps import total_loss
+from lib.training import optim, steps
+from lib.training.maskris import MaskConfig, MaskRIS
+from lib.training.steps import StepOptions, total_loss
 from lib.variants import Variant
 from utils import wrap_ddp
+
+TWO_PASSES = " maskris"
+MASKRIS = MaskRIS(MaskConfig(maskris_patch=8), mask_id=4, special_ids=(0,), vocabulary=60)
 
 
 def model(name: str) -> Segmenter:
     """A small model whose every parameter differs from zero, the same in every process.
 
-    Its variant follows the name: 'lavt gate=off decoder_features=V'.
+    Its variant follows the name: 'lavt gate=off decoder_features=V'; MaskRIS ends it.
     """
-    name, *changes = name.split()
+    name, *changes = name.removesuffix(TWO_PASSES).split()
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=60,
@@ -61,10 +66,18 @@ def shard(rank: int) -> dict[str, torch.Tensor]:
 def gradients(name: str, rank: int, info: utils.DistInfo | None = None) -> dict[str, torch.Tensor]:
     """Gradients of a backward pass on a process' batch; under DDP where ``info`` is given."""
     bare = model(name)
-    objective: torch.nn.Module = Objective(bare, cross_entropy)
+    twice = name.endswith(TWO_PASSES)
+    objective: torch.nn.Module = (MASKRIS.objective if twice else Objective)(bare, cross_entropy)
     if info is not None:
-        objective = wrap_ddp(Objective(bare, cross_entropy), info)
-    total_loss(objective(shard(rank))).backward()
+        objective = wrap_ddp(objective, info)
+    if twice:
+        torch.manual_seed(rank)  # of the masks
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        options = StepOptions(maskris=MASKRIS)
+        with patch.object(steps, "prepare_batch", lambda batch, device: batch):  # is prepared
+            steps._backward(objective, [shard(rank)], torch.device("cpu"), options, scaler)
+    else:
+        total_loss(objective(shard(rank))).backward()
     return {n: p.grad.clone() for n, p in bare.named_parameters() if p.grad is not None}
 
 

@@ -26,6 +26,8 @@ from tests.scripts import REPO, TIMEOUT, Shapes, environment, jsonl, run, torchr
         ("crossvlt", 2),
         ("lavt_one decoder_features=V pwam_norm=batch pwam_combine=words", 2),
         ("lavt lang_path=off fusion=concat", 2),
+        ("lavt_one maskris", 2),
+        ("crossvlt maskris", 3),
     ],
 )
 def test_gradient_is_the_mean_over_the_shards(name: str, world: int, tmp_path: Path) -> None:

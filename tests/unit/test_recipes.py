@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import train as train_script
 from args import (
     OF_MODEL,
     RECIPES,
@@ -18,6 +19,8 @@ from args import (
 )
 from lib.errors import InputError
 from lib.segmentation import MODELS
+from tests.refer_files import CC0_ROOT
+from tests.scripts import Shapes, jsonl
 from tools.demo_jobs import parse_demo
 from tools.trained import complete
 
@@ -38,6 +41,12 @@ PUBLISHED = {
     "refcocog_umd_crossvlt": ("crossvlt", "refcocog", "umd", None, "ce", "val,test"),
     "refcoco_lavt_448_cat": ("lavt", "refcoco", UNC, None, "ce", ALL),
 }
+# The same data, with MaskRIS.
+MASKED = {
+    f"{data}_{kind}": PUBLISHED[f"{data}_lavt"]
+    for data in ("refcoco", "refcoco+", "refcocog_umd")
+    for kind in ("maskris", "modern")
+}
 
 
 def path_of(name: str) -> str:
@@ -53,7 +62,7 @@ def parse_completely(recipe: str) -> Namespace:
 
 
 def test_every_published_run_has_a_recipe() -> None:
-    assert list_recipes() == sorted(map(path_of, PUBLISHED))
+    assert list_recipes() == sorted(map(path_of, PUBLISHED | MASKED))
     assert len({parse_train([r]).model_id for r in list_recipes()}) == len(list_recipes())
 
 
@@ -79,10 +88,65 @@ def test_a_recipe_is_the_published_run(name: str) -> None:
     assert changed <= {*named.split(), "pretrained_swin_weights"}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", MASKED)
+def test_a_recipe_with_masks_is_as_specified(name: str) -> None:
+    model, dataset, split_by, _, loss, _ = MASKED[name]
+    args = parse_train([path_of(name)])
+    assert (args.model, args.dataset, args.splitBy, args.loss) == (model, dataset, split_by, loss)
+    assert (args.maskris, args.maskris_weight, args.maskris_ratio) == (True, 0.5, 0.75)
+    assert (args.maskris_patch, args.maskris_text, args.clip_grad) == (32, 0.15, 1.0)
+    base = vars(
+        parse_train([path_of(name.replace("_maskris", "_lavt").replace("_modern", "_lavt"))])
+    )
+    changed = {k: v for k, v in vars(args).items() if v != base[k]}
+    for k in ("model_id", "maskris", "clip_grad"):
+        changed.pop(k)
+    if name.endswith("_maskris"):
+        assert changed == {}
+        return
+    assert Path(changed.pop("pretrained_swin_weights")).name == W12.replace("12_384", "7_224")
+    assert changed == {
+        "window12": False,
+        "window": 7,
+        "img_size": 448,
+        "text": "sent",
+        "lr": 1e-4,
+        "backbone_lr_scale": 0.1,
+        "bert_lr_scale": 0.1,
+        "lang_layers": None,
+        "norm_decay": "biases",
+        "warmup_steps": 1500,
+        "epochs": 50,
+        "amp": "fp16",
+    }
+    assert (args.warmup_lr, args.sched, args.min_lr, args.weight_decay) == (1e-3, "poly", 0, 1e-2)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *MASKED])
+def test_a_recipe_trains(
+    name: str, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps, of a network and images that are far smaller."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--refer_data_root", str(CC0_ROOT), *shapes.options[2:6], "--device", "cpu"]
+    small += ["--swin_type", "micro", "--img_size", "64", "--pretrained_swin_weights", ""]
+    small += ["--text_from_scratch", "--lang_layers", "all", "--epochs", "1", "--workers", "0"]
+    small += ["--batch-size", "3", "--print_freq", "1", "--val_split", "train"]
+    args = parse_train([path_of(name)])
+    small += ["--splitBy", args.splitBy.replace("google", "umd")]  # of the data there are
+    train_script.main([path_of(name), *small])
+    records = jsonl(Path("models") / args.model_id / "metrics.jsonl")
+    steps = [record for record in records if record["kind"] == "step"]
+    assert [step["step"] for step in steps] == [1, 2]
+    names = {args.loss, *(["distill"] if args.maskris else [])}
+    assert all(names <= step["losses"].keys() for step in steps)
+    assert all(step["loss"] > 0 for step in steps)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *MASKED])
 def test_the_same_recipe_tests_what_it_trained(name: str) -> None:
     trained, tested = parse_train([path_of(name)]), parse_completely(path_of(name))
-    assert tested.splits == PUBLISHED[name][-1].split(",")
+    assert tested.splits == (PUBLISHED | MASKED)[name][-1].split(",")
     assert tested.resume == f"./checkpoints/model_best_{trained.model_id}.pth"
     flags = (*OF_MODEL, "window")
     assert [getattr(tested, f) for f in flags] == [getattr(trained, f) for f in flags]

@@ -86,17 +86,24 @@ def recompute_blocks(model: nn.Module) -> None:
             module.recompute = True
 
 
-def compile_module(module: nn.Module) -> None:
+def compile_module(module: nn.Module, backend: str = "inductor") -> None:
     """Compile a module with ``torch.compile``, at its first call; weights keep their names.
+
+    It is compiled again for a batch of other shapes, and within a training step or an evaluation
+    there is none.
+
+    Args:
+        module: on its device.
+        backend: of ``torch.compile``.
 
     Raises:
         InputError: on the CPU, if there is no C++ compiler.
     """
-    if all(p.device.type == "cpu" for p in module.parameters()):
+    if backend == "inductor" and all(p.device.type == "cpu" for p in module.parameters()):
         compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
         if not any(map(shutil.which, compilers)):
             raise InputError("--compile needs a C++ compiler on the CPU: install g++")
-    module.compile()
+    module.compile(backend=backend)
 
 
 def allow_tf32() -> None:

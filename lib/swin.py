@@ -93,9 +93,9 @@ def relative_position_index(window_size: int) -> Tensor:
 
 
 def align_rows(x: Tensor) -> Tensor:
-    """Pad rows to a multiple of :data:`ALIGNMENT` elements, (..., N) -> (..., P)."""
+    """Pad rows to a multiple of :data:`ALIGNMENT` elements on a GPU, (..., N) -> (..., P)."""
     N = x.shape[-1]
-    return F.pad(x, (0, -N % ALIGNMENT)) if N % ALIGNMENT else x
+    return F.pad(x, (0, -N % ALIGNMENT)) if x.is_cuda and N % ALIGNMENT else x
 
 
 def build_shift_mask(
@@ -109,8 +109,8 @@ def build_shift_mask(
         device, dtype: of the mask.
 
     Returns:
-        (nW, 1, N, P): 0 between tokens of one region of the unshifted map, else -100. The columns
-        from N to P are :func:`align_rows`'s.
+        (nW, 1, N, P): 0 between tokens of one region of the unshifted map, else -100; P of
+        :func:`align_rows`.
     """
 
     def bands(size: int) -> Tensor:
@@ -188,15 +188,15 @@ class WindowAttention(nn.Module):
             q, k, v = qkv.flatten(2, 3).unbind(0)
         else:
             q, k, v = qkv.flatten(1, 2).unbind(0)
-        # Sliced last: copies would have dense rows.
+        # Sliced last: a copy would have dense rows again.
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None, ..., :N])
         out = out.view(B, nW, heads, N, C // heads).transpose(2, 3).reshape(B, nW, N, C)
         return self.proj(out)
 
     def bias(self) -> Tensor:
-        """Relative position bias B of each pair of tokens, (heads, N, P), with :func:`align_rows`.
+        """Relative position bias B of each pair of tokens, (heads, N, P).
 
-        The columns from N to P have no meaning.
+        P of :func:`align_rows`; the columns from N on have no meaning.
         """
         index = align_rows(self.relative_position_index)
         bias = self.relative_position_bias_table.t().index_select(1, index.flatten())

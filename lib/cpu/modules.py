@@ -82,10 +82,9 @@ class SwinBlock(Accelerated, swin.SwinBlock):
         table, index = attn.relative_position_bias_table, attn.relative_position_index
         mask = None
         if s > 0:
-            mask = swin.shift_mask(H + -H % w, W + -W % w, w, s, like=x)[:, 0, :, : w * w]
+            mask = swin.shift_mask(H + -H % w, W + -W % w, w, s, like=x)[:, 0]
         fixed = not wants_grad(table)
         bias = prepared("bias", (table, index), attn.bias) if fixed else attn.bias()
-        bias = bias[..., : w * w]
         qkv = attn.qkv(x).flatten(1, 2)
         padded_token = attn.qkv.bias.to(qkv.dtype)  # query, key and value of zeros
         layout = windows.window_layout(*x.shape[:3], w, s)

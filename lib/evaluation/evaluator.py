@@ -34,6 +34,7 @@ class EvalConfig:
         pin_mem: page-locked batches.
         amp: see :func:`lib.runtime.autocast`.
         eval_size: 'model' counts pixels at the model's input size, 'original' at the image's.
+        compile: the model is compiled, so every forward pass gets a batch of the same size.
     """
 
     batch_size: int
@@ -41,6 +42,7 @@ class EvalConfig:
     pin_mem: bool = False
     amp: str = "off"
     eval_size: str = "model"
+    compile: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ def resize_prediction(logits: Tensor, height: int, width: int, expression: str =
     return Prediction(decide_mask(full).cpu().numpy(), probability.cpu().numpy(), expression)
 
 
-def expression_logits(model: nn.Module, batch: Batch, amp: str) -> list[Tensor]:
+def expression_logits(model: nn.Module, batch: Batch, amp: str, fill: int = 0) -> list[Tensor]:
     """Run the model on every expression of a batch.
 
     On a CPU each expression takes a forward pass of its own, so its logits do not depend on the
@@ -117,6 +119,8 @@ def expression_logits(model: nn.Module, batch: Batch, amp: str) -> list[Tensor]:
         batch: on the model's device, image normalised; input_ids (B, N_l), or (B, K, N_l) where
             the first ``batch["expressions"]`` (B,) rows of each sample are in use.
         amp: see :func:`lib.runtime.autocast`.
+        fill: where several expressions go through the model at a time, always so many, the first
+            one repeated where there are less; 0 for B or less.
 
     Returns:
         (K_i, 2, S, S) of each of the B samples, K_i its number of expressions.
@@ -131,11 +135,13 @@ def expression_logits(model: nn.Module, batch: Batch, amp: str) -> list[Tensor]:
         ids, attention_mask = ids[used], attention_mask[used]
         owner = owner.repeat_interleave(batch["expressions"])
         counts = batch["expressions"].tolist()
-    at_once = 1 if image.device.type == "cpu" else size
+    at_once = 1 if image.device.type == "cpu" else fill or size
     logits = []
     with autocast(image.device, amp):
         for part in torch.arange(len(owner), device=ids.device).split(at_once):
-            logits.append(model(image[owner[part]], ids[part], attention_mask[part]))
+            rows = F.pad(part, (0, at_once - len(part))) if fill else part
+            result = model(image[owner[rows]], ids[rows], attention_mask[rows])
+            logits.append(result[: len(part)])
     return list(torch.cat(logits).split(counts))
 
 
@@ -170,10 +176,11 @@ def evaluate(
     batches = ShardedBatches(order, config.batch_size, info.rank, info.world)
     loader = build_loader(dataset, batches, config.workers, config.pin_mem)
     counts = Counts(len(dataset), info.device)
+    fill = config.batch_size if config.compile else 0
     original = config.eval_size == "original"
     for batch in utils.progress(loader, "evaluation", info.rank, len(batches)):
         batch = prepare_batch(batch, info.device)
-        logits = expression_logits(model, batch, config.amp)
+        logits = expression_logits(model, batch, config.amp, fill)
         if not original:
             counts.add(batch["index"], torch.stack([*map(decide_mask, logits)]), batch["target"])
         if original or on_prediction:

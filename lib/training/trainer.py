@@ -106,8 +106,9 @@ class Trainer:
         self.steps = len(sampler) // config.accumulate
         self.loader = build_loader(train_set, sampler, config.workers, config.pin_mem)
         objective = Objective(model, LOSSES[config.loss])
-        if config.compile:
+        if config.compile:  # the model, too: validation calls it
             runtime.compile_module(objective)
+            runtime.compile_module(model)
         self.objective = utils.wrap_ddp(objective, info)
         self.files = StateFiles(config.output_dir, config.model_id)
         self.folder = Path("models") / config.model_id
@@ -204,7 +205,13 @@ class Trainer:
             indices = one_expression_per_reference(samples, config.seed, self.epoch)
         else:
             indices = list(range(len(self.val_set)))
-        how = EvalConfig(config.batch_size, config.workers, config.pin_mem, config.amp)
+        how = EvalConfig(
+            config.batch_size,
+            config.workers,
+            config.pin_mem,
+            config.amp,
+            compile=config.compile,
+        )
         try:
             with self.signals.at_once():
                 return summarise(*evaluate(self.model, self.val_set, indices, how, self.info))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -86,11 +87,10 @@ def recompute_blocks(model: nn.Module) -> None:
             module.recompute = True
 
 
-def compile_module(module: nn.Module, backend: str = "inductor") -> None:
+def compile_module(module: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile a module with ``torch.compile``, at its first call; weights keep their names.
 
-    It is compiled again for a batch of other shapes, and within a training step or an evaluation
-    there is none.
+    A batch of other shapes compiles it again: training has none, evaluation fills its batches.
 
     Args:
         module: on its device.

@@ -161,9 +161,9 @@ def test_other_forms_on_a_gpu(
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation_on_a_gpu(name: str, build_nano: Build, mode: FakeTensorMode) -> None:
     """Predictions and counts of a batch; fake tensors cannot tell how many expressions are used."""
-    model = build(build_nano, mode, name).eval()
+    model, data = build(build_nano, mode, name).eval(), batch()
     with mode, torch.inference_mode(), OnlyOn(CUDA):
-        moved = prepare_batch({k: v for k, v in batch().items()}, CUDA)
+        moved = prepare_batch(data, CUDA)
         counts = Counts(5, CUDA)
         logits = expression_logits(model, moved, "bf16", fill=3)
         counts.add(moved["index"], torch.stack([*map(decide_mask, logits)]), moved["target"])

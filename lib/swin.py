@@ -15,7 +15,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
 # Fused attention kernels of a GPU copy a bias whose rows do not begin at multiples of so many
 # elements: those of 7 x 7 windows, 49 wide, are 56 apart.
 ALIGNMENT = 8

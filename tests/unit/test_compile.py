@@ -50,7 +50,9 @@ def batches(number: int, size: int, seed: int = 1) -> list[dict[str, Tensor]]:
         {
             "image": torch.randint(0, 256, (size, 3, 40, 36), generator=g, dtype=torch.uint8),
             "input_ids": torch.randint(1, 60, (size, 6), generator=g),
-            "attention_mask": (torch.arange(6) < torch.randint(2, 7, (size, 1), generator=g)).long(),
+            "attention_mask": (
+                torch.arange(6) < torch.randint(2, 7, (size, 1), generator=g)
+            ).long(),
             "target": torch.randint(0, 2, (size, 40, 36), generator=g),
             "index": torch.arange(size),
         }

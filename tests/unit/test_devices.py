@@ -156,7 +156,7 @@ def test_other_forms_on_a_gpu(variant: Variant, build_nano: Build, mode: FakeTen
 def test_evaluation_on_a_gpu(name: str, build_nano: Build, mode: FakeTensorMode) -> None:
     """Predictions and counts of a batch; fake tensors cannot tell how many expressions are used."""
     model, data = build(build_nano, mode, name).eval(), batch()
-    with mode, torch.inference_mode(), OnlyOn(CUDA):
+    with mode, torch.no_grad(), OnlyOn(CUDA):
         moved = prepare_batch(data, CUDA)
         counts = Counts(5, CUDA)
         logits = expression_logits(model, moved, "bf16", fill=3)

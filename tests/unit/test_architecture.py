@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lib.errors",),
 )
 # A benchmark may be run by another; the figures of attention belong to the predictor's layer.
-BUDGET_FILES, BUDGET_LINES = 43, 7400  # of the project's files that `import train` loads
+BUDGET_FILES, BUDGET_LINES = 43, 7500  # of the project's files that `import train` loads
 
 
 def module_of(name: str) -> str:

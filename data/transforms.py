@@ -45,7 +45,9 @@ def normalize(image: Tensor) -> Tensor:
     Returns:
         (..., 3, H, W) float32, contiguous.
     """
-    full, mean, std = _constants(image.device)
+    # Fake tensors, which have no content, are not kept.
+    constants = _constants if type(image) is Tensor else _constants.__wrapped__
+    full, mean, std = constants(image.device)
     image = image.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return image.div_(full).sub_(mean).div_(std)
 
@@ -53,7 +55,8 @@ def normalize(image: Tensor) -> Tensor:
 @lru_cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     with torch.inference_mode(False):  # the first caller may be in it, a later one training
-        full = torch.full((1, 1, 1), 255.0, device=device)
-        mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
-        std = torch.tensor(STD, device=device).view(3, 1, 1)
+        full, mean, std = (
+            torch.stack([torch.full((1, 1), value, device=device) for value in values])
+            for values in ((255.0,), MEAN, STD)
+        )
     return full, mean, std

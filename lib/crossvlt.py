@@ -35,7 +35,14 @@ from lib.model import (
     decay_group,
     fill_text,
 )
-from lib.swin import PatchEmbed, PatchMerging, SwinSize, drop_path_rates, swin_blocks
+from lib.swin import (
+    PatchEmbed,
+    PatchMerging,
+    SwinSize,
+    align_rows,
+    drop_path_rates,
+    swin_blocks,
+)
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertModel
@@ -98,7 +105,7 @@ class WordFusion(nn.Module):
         query = split_heads(self.v_q(tokens), self.num_heads)  # (B, heads, HW, 64)
         key = split_heads(self.l_q(lang), self.num_heads)  # (B, heads, N_l, 64)
         value = split_heads(self.values_l(lang), self.num_heads)
-        bias = word_bias(lang_mask, query.dtype)
+        bias = align_rows(word_bias(lang_mask, query.dtype))[..., : lang_mask.shape[1]]
         gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         words = self.w_v(gathered.transpose(1, 2).flatten(2))  # (B, HW, C)
         return self.project_mm(tokens + words).view_as(vis)

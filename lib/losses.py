@@ -23,7 +23,9 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar, the weighted mean over the pixels.
     """
-    weights = logits.new_tensor(CLASS_WEIGHTS)
+    # Filled on the device: a tensor of Python numbers would be copied there, and waited for.
+    weights = logits.new_full((2,), CLASS_WEIGHTS[0])
+    weights[1] = CLASS_WEIGHTS[1]
     if logits.is_cuda and torch.are_deterministic_algorithms_enabled():
         # PyTorch's own is not deterministic on a GPU; this is the same sum.
         weight = torch.stack([1 - target, target], dim=1) * weights[:, None, None]

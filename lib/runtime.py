@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -86,17 +87,23 @@ def recompute_blocks(model: nn.Module) -> None:
             module.recompute = True
 
 
-def compile_module(module: nn.Module) -> None:
+def compile_module(module: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile a module with ``torch.compile``, at its first call; weights keep their names.
+
+    A batch of other shapes compiles it again: training has none, evaluation fills its batches.
+
+    Args:
+        module: on its device.
+        backend: of ``torch.compile``.
 
     Raises:
         InputError: on the CPU, if there is no C++ compiler.
     """
-    if all(p.device.type == "cpu" for p in module.parameters()):
+    if backend == "inductor" and all(p.device.type == "cpu" for p in module.parameters()):
         compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
         if not any(map(shutil.which, compilers)):
             raise InputError("--compile needs a C++ compiler on the CPU: install g++")
-    module.compile()
+    module.compile(backend=backend)
 
 
 def allow_tf32() -> None:

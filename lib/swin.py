@@ -15,6 +15,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+# Fused attention kernels of a GPU copy a bias whose rows do not begin at multiples of so many
+# elements: those of 7 x 7 windows, 49 wide, are 56 apart.
+ALIGNMENT = 8
+
 
 @dataclass(frozen=True)
 class SwinSize:
@@ -87,29 +91,49 @@ def relative_position_index(window_size: int) -> Tensor:
     return offset[0] * (2 * window_size - 1) + offset[1]
 
 
-@lru_cache(maxsize=32)
-def shift_mask(H: int, W: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+def align_rows(x: Tensor) -> Tensor:
+    """Pad rows to a multiple of :data:`ALIGNMENT` elements on a GPU, (..., N) -> (..., P)."""
+    N = x.shape[-1]
+    return F.pad(x, (0, -N % ALIGNMENT)) if x.is_cuda and N % ALIGNMENT else x
+
+
+def build_shift_mask(
+    H: int, W: int, window_size: int, shift: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """Additive attention mask of shifted windows (Swin paper, Fig. 4).
 
     Args:
         H, W: size of the padded feature map, multiples of ``window_size``.
         window_size, shift: side of a window and its cyclic shift, > 0.
-        device: of the mask.
+        device, dtype: of the mask.
 
     Returns:
-        (nW, N, N) float32: 0 between tokens of one region of the unshifted map, else -100.
+        (nW, 1, N, P): 0 between tokens of one region of the unshifted map, else -100; P of
+        :func:`align_rows`.
     """
 
     def bands(size: int) -> Tensor:
-        band = torch.zeros(size, dtype=torch.long)
+        band = torch.zeros(size, dtype=torch.long, device=device)
         band[size - window_size :] = 1
         band[size - shift :] = 2
         return band
 
     region = bands(H)[:, None] * 3 + bands(W)[None, :]  # (H, W)
     windows = split_windows(region[None, :, :, None], window_size)[0, :, :, 0]  # (nW, N)
-    mask = (windows[:, :, None] != windows[:, None, :]).float() * -100.0
-    return mask.to(device)
+    mask = (windows[:, :, None] != windows[:, None, :]).to(dtype) * -100.0
+    return align_rows(mask)[:, None]
+
+
+cached_shift_mask = lru_cache(maxsize=32)(build_shift_mask)
+
+
+def shift_mask(H: int, W: int, window_size: int, shift: int, like: Tensor) -> Tensor:
+    """:func:`build_shift_mask` of a tensor's device and dtype, built once and kept."""
+    # A compiled graph has the mask within its kernels. Fake tensors and the like are not kept:
+    # a real forward pass could not use them.
+    keep = type(like) is Tensor and not torch.compiler.is_compiling()
+    make = cached_shift_mask if keep else build_shift_mask
+    return make(H, W, window_size, shift, like.device, like.dtype)
 
 
 def split_windows(x: Tensor, window_size: int) -> Tensor:
@@ -129,12 +153,18 @@ def join_windows(windows: Tensor, window_size: int, H: int, W: int) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows, with relative position bias (Swin paper, Eq. 4)."""
+    """Multi-head self-attention within windows, with relative position bias (Swin paper, Eq. 4).
+
+    Args:
+        dim, window_size, num_heads, shift: as in :class:`SwinBlock`.
+    """
 
     relative_position_index: Tensor
 
-    def __init__(self, dim: int, window_size: int, num_heads: int) -> None:
+    def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0) -> None:
         super().__init__()
+        self.window_size = window_size
+        self.shift = shift
         self.num_heads = num_heads
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
@@ -144,26 +174,30 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, nW, N, C) tokens of the windows -> the same shape; mask: (nW, N, N) additive."""
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+        """(B, nW, N, C) tokens of the windows of padded maps (H, W) -> the same shape."""
         B, nW, N, C = x.shape
         heads = self.num_heads
-        qkv = self.qkv(x).view(B, nW, N, 3, heads, C // heads)
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (B, nW, heads, N, C/heads)
-        bias = self.bias()
-        if mask is not None:
+        qkv = self.qkv(x).view(B, nW, N, 3, heads, C // heads).permute(3, 0, 1, 4, 2, 5)
+        bias = self.bias().to(qkv.dtype)  # (heads, N, P)
+        if self.shift > 0:
             # Windows and heads share an axis, so that the mask is broadcast over B.
-            bias = (bias + mask[:, None].to(bias.dtype)).flatten(0, 1)  # (nW * heads, N, N)
-            q, k, v = (t.flatten(1, 2) for t in (q, k, v))
+            mask = shift_mask(H, W, self.window_size, self.shift, like=bias)
+            bias = (bias + mask).flatten(0, 1)  # (nW * heads, N, P)
+            q, k, v = qkv.flatten(2, 3).unbind(0)
         else:
-            q, k, v = (t.flatten(0, 1) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
+            q, k, v = qkv.flatten(1, 2).unbind(0)
+        # Sliced last: a copy would have dense rows again.
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None, ..., :N])
         out = out.view(B, nW, heads, N, C // heads).transpose(2, 3).reshape(B, nW, N, C)
         return self.proj(out)
 
     def bias(self) -> Tensor:
-        """Relative position bias B of each pair of tokens, (heads, N, N)."""
-        index = self.relative_position_index
+        """Relative position bias B of each pair of tokens, (heads, N, P).
+
+        P of :func:`align_rows`; the columns from N on have no meaning.
+        """
+        index = align_rows(self.relative_position_index)
         bias = self.relative_position_bias_table.t().index_select(1, index.flatten())
         return bias.view(self.num_heads, *index.shape)
 
@@ -205,7 +239,7 @@ class SwinBlock(nn.Module):
         self.window_size = window_size
         self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads)
+        self.attn = WindowAttention(dim, window_size, num_heads, shift)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
@@ -231,11 +265,9 @@ class SwinBlock(nn.Module):
         w, s = self.window_size, self.shift
         x = F.pad(x, (0, 0, 0, -W % w, 0, -H % w))
         Hp, Wp = x.shape[1:3]
-        mask = None
         if s > 0:
             x = x.roll((-s, -s), dims=(1, 2))
-            mask = shift_mask(Hp, Wp, w, s, x.device)
-        x = join_windows(self.attn(split_windows(x, w), mask), w, Hp, Wp)
+        x = join_windows(self.attn(split_windows(x, w), Hp, Wp), w, Hp, Wp)
         if s > 0:
             x = x.roll((s, s), dims=(1, 2))
         return x[:, :H, :W]

@@ -79,8 +79,10 @@ class SwinBlock(Accelerated, swin.SwinBlock):
         if not (plain and applies(x, attn.qkv.weight)):
             return super().attend(x)
         H, W = x.shape[1:3]
-        mask = swin.shift_mask(H + -H % w, W + -W % w, w, s, x.device) if s > 0 else None
         table, index = attn.relative_position_bias_table, attn.relative_position_index
+        mask = None
+        if s > 0:
+            mask = swin.shift_mask(H + -H % w, W + -W % w, w, s, like=x)[:, 0]
         fixed = not wants_grad(table)
         bias = prepared("bias", (table, index), attn.bias) if fixed else attn.bias()
         qkv = attn.qkv(x).flatten(1, 2)

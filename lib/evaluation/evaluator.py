@@ -39,6 +39,7 @@ class EvalConfig:
         eval_size: 'model' counts pixels at the model's input size, 'original' at the image's.
         no_target_pixels: a predicted mask of fewer pixels, or of none, means that there is no
             target; 'head': the model's no-target head decides. None is 0.
+        compile: the model is compiled, so every forward pass gets a batch of the same size.
     """
 
     batch_size: int
@@ -47,6 +48,7 @@ class EvalConfig:
     amp: str = "off"
     eval_size: str = "model"
     no_target_pixels: int | str | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,9 @@ def resize_prediction(logits: Tensor, height: int, width: int, expression: str =
     return Prediction(decide_mask(full).cpu().numpy(), probability.cpu().numpy(), expression)
 
 
-def expression_logits(model: Callable[..., Tensor], batch: Batch, amp: str) -> list[Tensor]:
+def expression_logits(
+    model: Callable[..., Tensor], batch: Batch, amp: str, fill: int = 0
+) -> list[Tensor]:
     """Run the model on every expression of a batch.
 
     On a CPU each expression takes a forward pass of its own, so its logits do not depend on the
@@ -124,6 +128,8 @@ def expression_logits(model: Callable[..., Tensor], batch: Batch, amp: str) -> l
         batch: on the model's device, image normalised; input_ids (B, N_l), or (B, K, N_l) where
             the first ``batch["expressions"]`` (B,) rows of each sample are in use.
         amp: see :func:`lib.runtime.autocast`.
+        fill: where several expressions go through the model at a time, always so many, the first
+            one repeated where there are less; 0 for B or less.
 
     Returns:
         (K_i, 2, S, S) of each of the B samples, K_i its number of expressions.
@@ -138,11 +144,13 @@ def expression_logits(model: Callable[..., Tensor], batch: Batch, amp: str) -> l
         ids, attention_mask = ids[used], attention_mask[used]
         owner = owner.repeat_interleave(batch["expressions"])
         counts = batch["expressions"].tolist()
-    at_once = 1 if image.device.type == "cpu" else size
+    at_once = 1 if image.device.type == "cpu" else fill or size
     logits = []
     with autocast(image.device, amp):
         for part in torch.arange(len(owner), device=ids.device).split(at_once):
-            logits.append(model(image[owner[part]], ids[part], attention_mask[part]))
+            rows = F.pad(part, (0, at_once - len(part))) if fill else part
+            result = model(image[owner[rows]], ids[rows], attention_mask[rows])
+            logits.append(result[: len(part)])
     return list(torch.cat(logits).split(counts))
 
 
@@ -184,10 +192,11 @@ def evaluate(
     batches = ShardedBatches(order, config.batch_size, info.rank, info.world)
     loader = build_loader(dataset, batches, config.workers, config.pin_mem)
     counts = Counts(len(dataset), info.device)
+    fill = config.batch_size if config.compile else 0
     original = config.eval_size == "original"
     for batch in utils.progress(loader, "evaluation", info.rank, len(batches)):
         batch = prepare_batch(batch, info.device)
-        logits = expression_logits(forward, batch, config.amp)
+        logits = expression_logits(forward, batch, config.amp, fill)
         said = forward.of_samples(logits) if by_head else None
         if not original:
             masks = torch.stack([*map(decide_mask, logits)])

@@ -239,6 +239,8 @@ class HeadRecorder:
         Args:
             logits: of each sample's expressions, whose probabilities are averaged.
         """
-        said = torch.cat(self.said).float().softmax(1).split([len(each) for each in logits])
+        numbers = [len(each) for each in logits]
+        said = torch.cat(self.said)[: sum(numbers)]  # a filled batch has more rows
         self.said.clear()
+        said = said.float().softmax(1).split(numbers)
         return torch.stack([each.mean(0) for each in said]).argmax(1) == 1

@@ -123,14 +123,17 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(info.device.type, enabled=config.amp == "fp16")
         self.steps = len(sampler) // config.accumulate
         self.loader = build_loader(train_set, sampler, config.workers, config.pin_mem)
+        self.average = average
+        self.evaluated = average.model if average else model
         self.maskris = maskris
         build = maskris.objective if maskris else Objective
         objective = build(model, WeightedLosses(config.loss))
-        if config.compile:
+        if config.compile:  # what validation calls, too
             runtime.compile_module(objective)
+            runtime.compile_module(self.evaluated)
+            runtime.compile_module(objective)
+            runtime.compile_module(model)
         self.objective = utils.wrap_ddp(objective, info)
-        self.average = average
-        self.evaluated = average.model if average else model
         self.files = StateFiles(config.output_dir, config.model_id)
         self.folder = Path("models") / config.model_id
         self.metrics_file = self.folder / "metrics.jsonl"
@@ -233,6 +236,7 @@ class Trainer:
         how = EvalConfig(
             *(config.batch_size, config.workers, config.pin_mem, config.amp),
             no_target_pixels=config.no_target_pixels,
+            compile=config.compile,
         )
         try:
             with self.signals.at_once():

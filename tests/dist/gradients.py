@@ -13,6 +13,7 @@ from transformers import BertConfig
 import utils
 from lib.losses import cross_entropy
 from lib.model import Objective, Segmenter
+from lib.runtime import compile_module
 from lib.segmentation import build_model
 from lib.training import optim, steps
 from lib.training.maskris import MaskConfig, MaskRIS
@@ -63,13 +64,24 @@ def shard(rank: int) -> dict[str, torch.Tensor]:
     return {"image": image, "input_ids": ids, "attention_mask": mask, "target": target}
 
 
-def gradients(name: str, rank: int, info: utils.DistInfo | None = None) -> dict[str, torch.Tensor]:
-    """Gradients of a backward pass on a process' batch; under DDP where ``info`` is given."""
+def gradients(
+    name: str, rank: int, info: utils.DistInfo | None = None, backend: str = ""
+) -> dict[str, torch.Tensor]:
+    """Gradients of a backward pass on a process' batch; under DDP where ``info`` is given.
+
+    With a backend of torch.compile another batch comes first; compiling again is an error.
+    """
     bare = model(name)
     twice = name.endswith(TWO_PASSES)
     objective: torch.nn.Module = (MASKRIS.objective if twice else Objective)(bare, cross_entropy)
+    if backend:
+        compile_module(objective, backend)
     if info is not None:
         objective = wrap_ddp(objective, info)
+    if backend:
+        total_loss(objective(shard(1 - rank))).backward()
+        bare.zero_grad()
+        torch.compiler.set_stance("fail_on_recompile")
     if twice:
         torch.manual_seed(rank)  # of the masks
         scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -82,9 +94,9 @@ def gradients(name: str, rank: int, info: utils.DistInfo | None = None) -> dict[
 
 
 def main() -> None:
-    name, folder = sys.argv[1:]
+    name, folder, *backend = sys.argv[1:]
     info = utils.init_distributed("cpu")
-    torch.save(gradients(name, info.rank, info), Path(folder) / f"rank{info.rank}.pt")
+    torch.save(gradients(name, info.rank, info, *backend), Path(folder) / f"rank{info.rank}.pt")
     utils.barrier()
     dist.destroy_process_group()
 

@@ -19,20 +19,26 @@ from tests.scripts import REPO, TIMEOUT, Shapes, environment, jsonl, run, torchr
 
 
 @pytest.mark.parametrize(
-    ("name", "world"),
+    ("name", "world", "backend"),
     [
-        ("lavt_one", 2),
-        ("lavt_one", 3),
-        ("crossvlt", 2),
-        ("lavt_one decoder_features=V pwam_norm=batch pwam_combine=words", 2),
-        ("lavt lang_path=off fusion=concat", 2),
-        ("lavt_one maskris", 2),
-        ("crossvlt maskris", 3),
+        ("lavt_one", 2, []),
+        ("lavt_one", 3, []),
+        ("lavt_one", 2, ["aot_eager"]),
+        ("crossvlt", 2, []),
+        ("lavt_one decoder_features=V pwam_norm=batch pwam_combine=words", 2, []),
+        ("lavt lang_path=off fusion=concat", 2, []),
+        ("lavt_one maskris", 2, []),
+        ("crossvlt maskris", 3, []),
     ],
 )
-def test_gradient_is_the_mean_over_the_shards(name: str, world: int, tmp_path: Path) -> None:
-    """DDP's gradient equals what single processes find on their shards, averaged."""
-    script = ("tests/dist/gradients.py", name, str(tmp_path))
+def test_gradient_is_the_mean_over_the_shards(
+    name: str, world: int, backend: list[str], tmp_path: Path
+) -> None:
+    """DDP's gradient equals what single processes find on their shards, averaged.
+
+    Also that of a compiled model: ``backend`` is torch.compile's.
+    """
+    script = ("tests/dist/gradients.py", name, str(tmp_path), *backend)
     done = run(tmp_path, *script, launcher=torchrun(world))
     assert done.returncode == 0, done.stderr
     singles = [gradients.gradients(name, rank) for rank in range(world)]

@@ -106,9 +106,8 @@ def merging_in_row_order(patch: Patch, model: LAVT) -> None:
 
 
 def no_region_mask(patch: Patch, model: LAVT) -> None:
-    def none(H: int, W: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-        N = window_size**2
-        return torch.zeros(H * W // N, N, N, device=device)
+    def none(H: int, W: int, window_size: int, shift: int, like: Tensor) -> Tensor:
+        return like.new_zeros(())
 
     patch.setattr(swin, "shift_mask", none)
 

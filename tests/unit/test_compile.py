@@ -1,4 +1,7 @@
-"""Whole models under torch.compile, and with SyncBatchNorm."""
+"""Whole models under torch.compile, and with SyncBatchNorm.
+
+Torch's own compiler (inductor) takes minutes for a model on a CPU: test_speed.py has a block.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,19 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from lib.errors import InputError
+from data.loaders import prepare_batch
+from lib.evaluation.evaluator import expression_logits
 from lib.losses import cross_entropy
-from lib.model import Segmenter
-from lib.runtime import compile_module
+from lib.model import Objective, Segmenter
+from lib.runtime import compile_module, recompute_blocks
 from lib.swin import SWIN_SIZES, SwinSize
+from lib.training.optim import build_optimizer, poly_schedule
+from lib.training.steps import Step, StepOptions, train_steps
 from tests.conftest import Build
 
+CPU = torch.device("cpu")
 MODELS = ("lavt", "lavt_one", "crossvlt")
 
 
@@ -35,53 +43,98 @@ def build(build_nano: Build, name: str) -> Segmenter:
     return model.train()
 
 
-def run(model: Segmenter) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of a training step."""
-    g = torch.Generator().manual_seed(1)
-    terms = model.losses(
-        torch.randn(2, 3, 40, 36, generator=g),
-        torch.randint(1, 60, (2, 6), generator=g),
-        torch.tensor([[1] * 6, [1] * 3 + [0] * 3]),
-        torch.randint(0, 2, (2, 40, 36), generator=g),
-        cross_entropy,
-    )
-    loss = torch.stack(list(terms.values())).sum()
-    loss.backward()
-    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+def batches(number: int, size: int, seed: int = 1) -> list[dict[str, Tensor]]:
+    """Batches of different images and of expressions of different words and lengths."""
+    g = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "image": torch.randint(0, 256, (size, 3, 40, 36), generator=g, dtype=torch.uint8),
+            "input_ids": torch.randint(1, 60, (size, 6), generator=g),
+            "attention_mask": (
+                torch.arange(6) < torch.randint(2, 7, (size, 1), generator=g)
+            ).long(),
+            "target": torch.randint(0, 2, (size, 40, 36), generator=g),
+            "index": torch.arange(size),
+        }
+        for _ in range(number)
+    ]
 
 
-def same(compiled: Segmenter, eager: Segmenter) -> None:
-    """Loss, and gradients relative to the largest element of each."""
-    (loss, own), (expected, gradients) = run(compiled), run(eager)
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
-    assert own.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        close = 1e-2 * gradient.abs().max().item() + 1e-5
-        torch.testing.assert_close(own[name], gradient, rtol=0, atol=close, msg=name)
+def train(objective: Objective, options: StepOptions, number: int = 2) -> list[Step]:
+    optimizer = build_optimizer([{"params": list(objective.parameters())}], 1e-4)
+    schedule = poly_schedule(optimizer, 10)
+    data = batches(number * options.accumulate, 2)
+    return list(train_steps(objective, data, optimizer, schedule, CPU, options))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_one_graph(name: str, build_nano: Build) -> None:
+def evaluate(model: Segmenter, amp: str) -> list[Tensor]:
+    """Logits of two batches, the last one smaller."""
+    data = [prepare_batch(batches(1, size, seed=size)[0], CPU) for size in (2, 1)]
+    with torch.inference_mode():
+        return [x for batch in data for x in expression_logits(model.eval(), batch, amp, fill=2)]
+
+
+WAYS = [
+    ("lavt", StepOptions(), True),
+    ("lavt_one", StepOptions(accumulate=2, clip_grad=1.0), False),
+    ("crossvlt", StepOptions("bf16"), False),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "recompute"), WAYS, ids=["grad checkpoint", "accumulate", "bf16"]
+)
+def test_two_graphs_serve_training_and_evaluation(
+    name: str, options: StepOptions, recompute: bool, build_nano: Build
+) -> None:
+    """Whole graphs, none compiled twice, with eager's numbers: the operators are the same ones.
+
+    Tolerances, relative: losses 1e-4, norms of gradients 1e-3, logits 1e-3 of the largest; with
+    bfloat16 1e-2 each.
+    """
     model = build(build_nano, name)
-    compiled = copy.deepcopy(model)
-    names = list(compiled.state_dict())
-    compiled.compile(backend="aot_eager", fullgraph=True)
-    if name == "crossvlt":  # whose losses do not come from forward()
-        compiled.encode = torch.compile(  # type: ignore[method-assign]
-            compiled.encode, backend="aot_eager", fullgraph=True
-        )
-    same(compiled, model)
-    assert list(compiled.state_dict()) == names
+    if recompute:
+        recompute_blocks(model)
+    eager = copy.deepcopy(model)
+    graphs = CompileCounterWithBackend("aot_eager")
+    objective = Objective(model, cross_entropy)
+    names = list(objective.state_dict())
+    compile_module(objective, graphs)
+    compile_module(model, graphs)
+    close = [1e-2] * 3 if options.amp == "bf16" else [1e-4, 1e-3, 1e-3]
+    for before in (1, 2):  # graphs, of training alone and of both
+        steps = train(objective, options)
+        for step, other in zip(steps, train(Objective(eager, cross_entropy), options), strict=True):
+            torch.testing.assert_close(step.loss, other.loss, rtol=close[0], atol=0)
+            torch.testing.assert_close(step.grad_norm, other.grad_norm, rtol=close[1], atol=0)
+        assert graphs.frame_count == before
+        for one, other in zip(
+            evaluate(model, options.amp), evaluate(eager, options.amp), strict=True
+        ):
+            largest = other.abs().max().item()
+            torch.testing.assert_close(one, other, rtol=0, atol=close[2] * largest)
+        assert graphs.frame_count == 2
+    assert list(objective.state_dict()) == names
 
 
-def test_lavt_compiled_by_inductor(build_nano: Build) -> None:
-    model = build(build_nano, "lavt")
-    compiled = copy.deepcopy(model)
-    try:
-        compile_module(compiled)
-    except InputError:
-        pytest.skip("no C++ compiler")
-    same(compiled, model)
+@pytest.mark.parametrize("fill", [3, 0])
+def test_a_smaller_batch(fill: int, build_nano: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filled it needs no other graph. The meta device stands for a GPU."""
+    monkeypatch.setattr("lib.evaluation.evaluator.autocast", lambda *_: torch.no_grad())
+    model = build(build_nano, "lavt").eval().to("meta")
+    compile_module(model, "eager")
+
+    def logits(size: int) -> list[Tensor]:
+        batch = prepare_batch(batches(1, size)[0], torch.device("meta"))
+        return expression_logits(model, batch, "off", fill)
+
+    assert len(logits(3)) == 3
+    with torch.compiler.set_stance("fail_on_recompile"):
+        if fill:
+            assert len(logits(2)) == 2
+        else:
+            with pytest.raises(RuntimeError, match="recompile"):
+                logits(2)
 
 
 @pytest.mark.parametrize("name", MODELS)

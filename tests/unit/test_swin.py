@@ -13,13 +13,12 @@ from lib.swin import (
     PatchMerging,
     SwinBlock,
     SwinSize,
+    cached_shift_mask,
     join_windows,
     relative_position_index,
     shift_mask,
     split_windows,
 )
-
-CPU = torch.device("cpu")
 
 
 def block(window: int = 4, shift: int = 0) -> SwinBlock:
@@ -32,7 +31,7 @@ def block(window: int = 4, shift: int = 0) -> SwinBlock:
 
 def test_region_mask_by_hand() -> None:
     """A 4x4 grid, windows of 2, shift 1: only the first window is of one region."""
-    mask = shift_mask(4, 4, 2, 1, CPU)
+    mask = shift_mask(4, 4, 2, 1, torch.zeros(1))[:, 0]
     apart = -100.0
     left_right = [[0, apart, 0, apart], [apart, 0, apart, 0]] * 2
     top_bottom = [[0, 0, apart, apart]] * 2 + [[apart, apart, 0, 0]] * 2
@@ -43,7 +42,7 @@ def test_region_mask_by_hand() -> None:
 
 def test_region_mask_where_the_map_is_one_window() -> None:
     """It is kept there: the shift is, too."""
-    mask = shift_mask(3, 3, 3, 1, CPU)[0]
+    mask = shift_mask(3, 3, 3, 1, torch.zeros(1))[0, 0]
     region = torch.tensor([0, 0, 1, 0, 0, 1, 2, 2, 3])  # what the shift brought together
     expected = torch.where(region[:, None] == region[None, :], 0.0, -100.0)
     assert torch.equal(mask, expected)
@@ -174,7 +173,7 @@ def test_backbone_takes_any_size(size: tuple[int, int]) -> None:
 def test_a_mask_cached_while_evaluating_serves_training() -> None:
     part = block(window=3, shift=1)
     x = torch.randn(1, 5, 5, 8, dtype=torch.float64)
-    shift_mask.cache_clear()
+    cached_shift_mask.cache_clear()
     with torch.inference_mode():
         part(x)
     part(x).sum().backward()

@@ -45,6 +45,8 @@ def open_model(
     trained = open_trained(args.resume, given(args), accelerate=args.accelerate == "auto")
     recorded = {name: trained.settings[name] for name in trained.recorded}
     complete(args, trained.settings, recorded)
+    if args.fast:
+        log.info("--fast: %s", args.fast)
     runtime.prepare(trained.model.to(device), **speed_options(args))
     log.info("%s", trained.summary)
     for name in compared:

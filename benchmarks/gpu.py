@@ -49,7 +49,8 @@ WAYS: dict[str, dict[str, Any]] = {  # fields of speed.Case, and TF32
     },
     "the same, compiled": {"tf32": True, "amp": "bf16", "channels_last": True, "compile": True},
 }
-# Dense TFLOP/s of data sheets: float32, TF32, bf16; of the first name that is part of the GPU's.
+# Dense TFLOP/s of data sheets, of these kinds; of the first name that is part of the GPU's.
+KINDS = ("float32", "TF32", "bf16")
 PEAKS = {
     "H200": (67.0, 494.5, 989.0),
     "H100 PCIe": (51.0, 378.0, 756.0),
@@ -241,12 +242,8 @@ def time_steps(case: speed.Case, seconds: float) -> dict[str, Any]:
 def matmul_rates(device: torch.device) -> dict[str, float]:
     """FLOP/s that this machine reaches in large products, by kind."""
     rates = {}
-    for name, tf32, dtype in (
-        ("float32", False, torch.float32),
-        ("TF32", True, torch.float32),
-        ("bf16", True, torch.bfloat16),
-    ):
-        set_tf32(tf32)
+    for name, dtype in zip(KINDS, (torch.float32, torch.float32, torch.bfloat16), strict=True):
+        set_tf32(name != "float32")
         ways = speed.matmuls(dtype, device)
         for multiply, _ in ways.values():
             multiply()
@@ -258,11 +255,15 @@ def matmul_rates(device: torch.device) -> dict[str, float]:
     return rates
 
 
+def peaks_of(name: str) -> tuple[float, ...] | None:
+    """The data sheet's numbers for a GPU, None for one that is not known."""
+    return next((peaks for part, peaks in PEAKS.items() if part in name), None)
+
+
 def train_rows(sizes: Sizes, device: torch.device, budget: Budget) -> Iterator[dict[str, Any]]:
     """A row for each way and batch that the time and the memory suffice for."""
     rates = matmul_rates(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peaks = next((peak for part, peak in PEAKS.items() if part in name), None)
+    peaks = peaks_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     flop, took = 0, {False: 10.0, True: sizes.compiling}
     for way, tf32, case in cases(sizes, device):
         what = f"training, {way}, batch {case.batch}"
@@ -278,7 +279,7 @@ def train_rows(sizes: Sizes, device: torch.device, budget: Budget) -> Iterator[d
             rate = case.batch * flop / row["seconds"]
             row["share_of_matmul"] = rate / rates[kind]
             if peaks:
-                row["mfu"] = rate / 1e12 / peaks[list(rates).index(kind)]
+                row["mfu"] = rate / 1e12 / peaks[KINDS.index(kind)]
         except torch.OutOfMemoryError:
             row["error"] = "out of memory"
         except Exception as e:  # a row that fails must not take the others with it

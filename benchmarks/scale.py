@@ -7,7 +7,7 @@ Measures the rate of the loader's workers on RefShapes (hard: images of 320 to 6
 that reading annotations takes, and the memory that a process and its workers hold. Annotations of
 RefCOCO's size are made up (benchmarks/refcoco_size.py); what is held of 10 and 100 times as many is
 measured with their arrays repeated. How evaluation divides among processes is counted, not timed;
-gradients are counted in bytes. docs/scale.md explains the tables.
+gradients are counted in bytes. The tables go to docs/scale.md, which explains them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import utils
 from args import Parser
 from benchmarks import refcoco_size
 from benchmarks.data import WithoutImages, processor_seconds, proportional_memory
-from benchmarks.pages import markdown
+from benchmarks.pages import markdown, put_between
 from benchmarks.speed import RESULTS, machine, slug
 from bert import load_tokenizer
 from data import dataset_refer_bert
@@ -47,6 +47,8 @@ from lib.training import optim
 from refer.arrays import Arrays, Texts
 from refer.refer import REFER
 
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+MARKS = ("<!-- tables of benchmarks.scale -->", "<!-- end -->")
 PROCESSES = (1, 8, 64)
 MB = 1e6
 
@@ -63,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--read", default="1,3", help="RefCOCO's size, for the memory of reading")
     p.add_argument("--reads", type=int, default=20000, help="samples that the workers read")
     p.add_argument("--output", help="JSON file, by default results/scale_<machine>.json")
-    p.add_argument("--report", nargs="+", metavar="JSON", help="only print their tables")
+    p.add_argument("--report", nargs="+", metavar="JSON", help="only put their tables in the page")
     p.add_argument("--part", nargs=3, help=argparse.SUPPRESS)  # root, BERT's folder, times
     return p.parse_args(argv)
 
@@ -351,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if args.report:
         texts = [Path(path).read_text(encoding="utf-8") for path in args.report]
-        print("\n\n".join(tables(json.loads(text)) for text in texts))
+        put_between(PAGE, MARKS, "\n" + "\n\n".join(tables(json.loads(t)) for t in texts) + "\n")
         return
     with tempfile.TemporaryDirectory() as folder:
         record = measure(args, Path(folder))

@@ -15,11 +15,13 @@ pytestmark = pytest.mark.gpu
 def test_grad_checkpoint_takes_less(
     device: torch.device, dry: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Base, window 12, 480 px, batch 8: at least a quarter less, in at most 1.6 times the time."""
+    """Base, window 12, 480 px, batch 8 (2 below 60 GB): at least a quarter less, in at most 1.6 times the time."""
     sizes = gpu.DRY if dry else gpu.FULL
     monkeypatch.setattr(speed, "BERT", sizes.bert)
     *_, case = next(gpu.cases(sizes, device))
     assert dry or (case.swin, case.window, case.side, case.batch) == ("base", 12, 480, 8)
+    if not dry and torch.cuda.get_device_properties(device).total_memory < 60e9:
+        case = replace(case, batch=2)
     plain, less = (
         gpu.time_steps(replace(case, grad_checkpoint=on), 0.5 * (not dry)) for on in (False, True)
     )

@@ -1,8 +1,8 @@
 """Each part of ``--fast``, alone and together, against plain float32 on the same device.
 
-Tolerances of the losses of 20 training steps: 0.02 in bf16, 0.01 in fp16, 0.002 for what only rounds
-otherwise in float32 or TF32. Masks of a trained network overlap by an IoU of 0.99, and a split's
-mIoU differs by less than 1. Counts in float64 are those of the CPU, exactly.
+Tolerances of the losses of 20 training steps: 0.02 in bf16, 0.01 in fp16, 0.002 for what only
+rounds otherwise in float32 or TF32. Masks of a trained network overlap by an IoU of 0.99, and a
+split's mIoU differs by less than 1. Counts in float64 are those of the CPU, exactly.
 """
 
 from __future__ import annotations

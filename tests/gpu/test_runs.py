@@ -49,7 +49,7 @@ def test_fast_trains(trained: tuple[Path, str], device: torch.device) -> None:
 
 
 def test_fast_evaluates(trained: tuple[Path, str], options: list[str], processes: int) -> None:
-    """With --fast; and in float32 on any number of GPUs with the same counts."""
+    """With --fast; and in float32, on any number of GPUs with the same counts."""
     result = {}
     common = ["--resume", "checkpoints/model_best_lavt.pth", "--split", "val", "--batch-size", "2"]
     usable = options[: options.index("--text_from_scratch")] + options[-2:]
@@ -62,8 +62,8 @@ def test_fast_evaluates(trained: tuple[Path, str], options: list[str], processes
         done = run(trained[0], "test.py", *words, launcher=launcher)
         assert done.returncode == 0, done.stderr
         result[name] = json.loads((trained[0] / f"{name}.json").read_text())["splits"]["val"]["all"]
-    assert result.get("all", result["one"])["samples"] == result["one"]["samples"]
-    assert abs(result["fast"]["mIoU"] - result["one"]["mIoU"]) < 5
+    assert result.get("all", result["one"]) == result["one"]
+    assert result["fast"]["samples"] == result["one"]["samples"] > 0
 
 
 def test_ddp(device: torch.device, processes: int, tmp_path: Path) -> None:

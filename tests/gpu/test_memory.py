@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 def test_grad_checkpoint_takes_less(
     device: torch.device, dry: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Base, window 12, 480 px, batch 8 (2 below 60 GB): at least a quarter less, in at most 1.6 times the time."""
+    """Base, window 12, 480 px, batch 8 (2 below 60 GB): a quarter less, for at most 1.6x time."""
     sizes = gpu.DRY if dry else gpu.FULL
     monkeypatch.setattr(speed, "BERT", sizes.bert)
     *_, case = next(gpu.cases(sizes, device))

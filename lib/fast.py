@@ -18,8 +18,8 @@ TF32_SINCE, TRITON_SINCE = (8, 0), (7, 0)  # compute capabilities
 def fast_flags(device: str, script: str, local_rank: int = 0) -> list[str]:
     """The flags that ``--fast`` stands for.
 
-    On a CPU they are few: it multiplies bfloat16 faster only where it has instructions for that,
-    and the rest gains little or nothing (docs/speed.md).
+    On a CPU only bfloat16 gains, where it has instructions for that: channels-last order has no
+    matmul to speed up, and under ``torch.compile`` the kernels of :mod:`lib.cpu` are not used.
 
     Args:
         device: of ``--device``; the CPU is used where there is no CUDA.

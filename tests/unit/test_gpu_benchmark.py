@@ -13,6 +13,7 @@ import torch
 from benchmarks import gpu, scale, speed
 from benchmarks.pages import put_between
 from lib.errors import InputError
+from lib.swin import SWIN_SIZES, SwinSize
 from refer.refer import REFER
 from tests.scripts import Shapes
 
@@ -26,7 +27,8 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> gpu.Sizes:
     monkeypatch.setattr(gpu.speed.runtime, "compile_module", lambda module: None)
     monkeypatch.setattr(speed, "BERT", gpu.DRY.bert)
     monkeypatch.setattr(gpu, "matmul_rates", lambda device: dict.fromkeys(gpu.KINDS, 1e9))
-    return replace(gpu.DRY, batches=(1,))
+    monkeypatch.setitem(SWIN_SIZES, "nano", SwinSize(8, (1, 1, 1, 1), (1, 2, 4, 8)))
+    return replace(gpu.DRY, swin="nano", side=32, batches=(1,))
 
 
 def test_rows(sizes: gpu.Sizes) -> None:

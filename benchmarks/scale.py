@@ -171,12 +171,10 @@ def held(root: Path, bert: str, times: int, reads: int) -> dict[str, Any]:
     """Memory of a process with so many times the annotations of ``root``, and of its workers."""
     tokenizer = load_tokenizer(bert)
     imports = proportional_memory(os.getpid())
-    began = time.perf_counter()
     refer = REFER(root)
     peak = utils.peak_memory_gb(torch.device("cpu")) * 1e3
     arrays = refer.arrays
     once = WithoutImages(refer, "train", tokenizer, 32)
-    started = time.perf_counter() - began
     tokens = once.input_ids, once._tokens
     refer._arrays = repeated(arrays, times)
     del arrays, once
@@ -203,7 +201,6 @@ def held(root: Path, bert: str, times: int, reads: int) -> dict[str, Any]:
         "worker_mb": float(np.mean(workers)),
         "worker_private_mb": float(np.mean(private)),
         "reading_peak_mb": peak,
-        "start_seconds": started,
     }
 
 
@@ -237,13 +234,10 @@ def memory_tables(result: dict[str, Any]) -> str:
         for row in result["held"]
     ]
     reading = [
-        [
-            *(f"{row['times']}x", f"{row['files_mb']:,.0f} MB"),
-            *(f"{row['reading_peak_mb']:,.0f} MB", f"{row['start_seconds']:.0f} s"),
-        ]
+        [f"{row['times']}x", *(f"{row[k]:,.0f} MB" for k in ("files_mb", "reading_peak_mb"))]
         for row in result["read"]
     ]
-    peak = markdown(["RefCOCO's annotations", "files", "peak while reading", "start"], reading)
+    peak = markdown(["RefCOCO's annotations", "files", "peak while reading"], reading)
     return f"{markdown(head, rows)}\n\n{peak}"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partialmethod
 
 import pytest
 import torch
+from torch import nn
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,11 @@ def float32_without_tf32() -> Iterator[None]:
     yield
     for switch, value in zip(switches, before, strict=True):
         switch.allow_tf32 = value
+
+
+@pytest.fixture(autouse=True)
+def quick_compiling(dry: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rehearsal traces what is compiled, and runs it without C++, which would take minutes."""
+    if dry:
+        compiled = partialmethod(nn.Module.compile, backend="aot_eager")
+        monkeypatch.setattr(nn.Module, "compile", compiled)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -141,8 +141,6 @@ def test_losses(
     steps: int,
     plain: list[float],
 ) -> None:
-    if dry and name == "compile":
-        pytest.skip("the rehearsal compiles once, in the case of all")
     way = WAYS[name]
     if way.amp == "bf16" and device.type == "cuda":
         assert runtime.resolve_amp("auto", device) == "bf16", "this GPU has no bf16"
@@ -177,7 +175,7 @@ def counts(
 def test_evaluation(
     name: str, trained: Segmenter, data: ReferDataset, device: torch.device, dry: bool
 ) -> None:
-    way = replace(WAYS[name], compiled=False) if dry else WAYS[name]
+    way = WAYS[name]
     exact, found = (
         summarise(*(c.numpy() for c in counts(trained, data, device, w))) for w in (Way(0.0), way)
     )

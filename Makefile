@@ -3,6 +3,13 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 RUN := $(BIN)/python
+# On a GPU machine without a network: make test-gpu bench-gpu NO_VENV=1, see docs/gpu.md.
+ifdef NO_VENV
+GPU_RUN := $(PYTHON)
+else
+GPU_RUN := $(RUN)
+GPU_READY := .venv/.ready-dev
+endif
 
 # ---- quickstart: a small LAVT learns generated images, from random weights, in minutes ----
 QS := quickstart
@@ -12,7 +19,8 @@ QS_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_p
 	--batch-size 16 --epochs 4 --workers 1 --amp auto --print-freq 25
 QS_BEST := $(QS)/checkpoints/model_best_quickstart.pth
 
-.PHONY: help quickstart shapes page test test-cpu test-gpu parity bench lint clean
+.PHONY: help quickstart shapes page test test-cpu test-gpu parity bench bench-gpu lint \
+	clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -86,14 +94,17 @@ test-cpu: .venv/.ready-dev  ## single-precision parity with the kernels of a CPU
 		$(RUN) -m pytest -q -k "float32 or single_precision" \
 		$(addprefix tests/parity/test_,forward.py crossvlt.py training.py)
 
-test-gpu: .venv/.ready-dev  ## the tests that need CUDA
-	$(RUN) -m pytest -q -m gpu
+test-gpu: $(GPU_READY)  ## the tests that need CUDA; DRY_RUN=1 rehearses them on the CPU
+	$(GPU_RUN) -m pytest -q -n 4 --dist loadfile $(if $(DRY_RUN),--dry-run) tests/gpu
 
 parity: .venv/.ready-dev  ## the numbers against the official release's, in one table
 	$(RUN) -m tests.parity.table
 
 bench: .venv/.ready $(QS)/data/refshapes.json  ## speed of this machine; its tables go to docs/speed.md
 	$(RUN) -m benchmarks.bench --data $(QS)/data
+
+bench-gpu: $(GPU_READY)  ## speed of a GPU, under 6 minutes, for docs/speed.md; DRY_RUN=1 rehearses it
+	$(GPU_RUN) -m benchmarks.gpu $(if $(DRY_RUN),--dry-run)
 
 lint: .venv/.ready-dev  ## format and lint
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy

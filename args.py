@@ -43,12 +43,19 @@ SCRIPTS = ("train.py", "test.py", "demo_inference.py")
 
 
 class Parser(utils.Parser):
-    """A parser that also reads recipes."""
+    """A parser that also reads recipes, and replaces ``--fast`` by what it stands for."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with the flags of recipes (``@recipes/NAME.args``) before the others."""
+        """Parse, with the flags of ``--fast`` and of recipes before the others, which win."""
         words = expand_recipes(sys.argv[1:] if args is None else args, self.prog)
-        return super().parse_known_args(words, namespace)
+        parsed = super().parse_known_args(words, namespace)
+        if getattr(parsed[0], "fast", ""):
+            from lib.fast import fast_flags  # needed for this flag only
+
+            flags = fast_flags(parsed[0].device, self.prog, utils.environment_number("LOCAL_RANK"))
+            parsed = super().parse_known_args([*flags, *words], namespace)
+            parsed[0].fast = " ".join(flags) or "no other flag here"
+        return parsed
 
 
 def expand_recipes(words: Sequence[str], script: str) -> list[str]:
@@ -201,10 +208,14 @@ def common_parser(description: str, *, trained: bool = False) -> Parser:
     add("--resume", default="", help="checkpoint; train.py resumes it (auto: the newest)")
     add("--device", default="cuda:0", help="the CPU is used if there is no CUDA")
     add("--print_freq", type=int, default=10, help="steps between log lines")
+    add("--fast", action="store_const", const="auto", default="", help="flags fastest on --device")
     add("--amp", default="off", choices=AMP, help="mixed precision")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--channels_last", action="store_true", help="memory format of convolutions")
     add("--tf32", action="store_true", help="float32 matmuls of a GPU in TF32")
+    off: dict[str, Any] = {"action": "store_false", "default": argparse.SUPPRESS}
+    for name in ("pin_mem", "compile", "channels_last", "tf32"):
+        add(f"--no_{name}", dest=name, **off, help="takes it out of --fast")
     add("--accelerate", choices=("auto", "off"), default="auto", help="kernels for AVX-512")
     add("--seed", type=int, default=0, help="of all random numbers")
     add("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -490,7 +501,7 @@ FREE_TO_CHANGE = """
     image_root max_pixels data_cache bert_tokenizer ck_bert pretrained_swin_weights model_id
     save_every save_steps save_minutes save_error stop_after eval_every tensorboard deterministic
     nonfinite split splits ddp_trained_weights text_from_scratch fused_adamw compile
-    channels_last tf32 grad_checkpoint accelerate vocabulary init_from batch_size accumulate
+    channels_last tf32 fast grad_checkpoint accelerate vocabulary init_from batch_size accumulate
     wandb wandb_id
 """
 

@@ -69,6 +69,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         utils.make_deterministic()
     info = utils.init_distributed(args.device, args.local_rank, training=True)
     utils.setup_logging(None, info.rank)
+    if args.fast:
+        log.info("--fast: %s", args.fast)
     resume, reasons = choose_checkpoint(args, info)
     content = checkpoint.read_checkpoint(resume) if resume else None
     if content is not None and nothing_left(args, content, resume):

@@ -26,20 +26,21 @@ CATEGORIES = 80
 TEXTS = Path(__file__).parents[2] / "shared" / "text" / "refcoco_family_eval_sentences.json.gz"
 
 
-def write(root: Path, protocol: int = 0, seed: int = 0) -> Path:
+def write(root: Path, protocol: int = 0, seed: int = 0, times: int = 1) -> Path:
     """Write `refcoco/refs(unc).p` and `refcoco/instances.json`.
 
     Args:
         root: of the data.
         protocol: of the pickle; Python 2 wrote 0, the slowest to read, unless asked for another.
         seed: of the generator.
+        times: RefCOCO's size.
 
     Returns:
         The dataset's folder.
     """
     rng = np.random.default_rng(seed)
-    images, annotations = _instances(rng)
-    refs = _refs(rng, images, annotations)
+    images, annotations = _instances(rng, times)
+    refs = _refs(rng, images, annotations, times)
     folder = root / "refcoco"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol))
@@ -62,9 +63,9 @@ def sentences(number: int, rng: np.random.Generator) -> list[str]:
     return [pool[i] for i in rng.integers(0, len(pool), number)]
 
 
-def _instances(rng: np.random.Generator) -> tuple[list[Any], list[Any]]:
+def _instances(rng: np.random.Generator, times: int) -> tuple[list[Any], list[Any]]:
     images = []
-    for i in range(sum(image_count for _, _, image_count in SPLITS.values())):
+    for i in range(times * sum(image_count for _, _, image_count in SPLITS.values())):
         name = f"COCO_train2014_{29 * i + 9:012d}.jpg"
         images.append(
             {
@@ -79,8 +80,8 @@ def _instances(rng: np.random.Generator) -> tuple[list[Any], list[Any]]:
             }
         )
     owners = np.concatenate(  # every image has some; the rest falls where it may
-        [np.arange(len(images)).repeat(3), rng.integers(0, len(images), ANNOTATIONS)]
-    )[:ANNOTATIONS]
+        [np.arange(len(images)).repeat(3), rng.integers(0, len(images), times * ANNOTATIONS)]
+    )[: times * ANNOTATIONS]
     annotations = [_annotation(rng, n, images[i]) for n, i in enumerate(owners.tolist())]
     return images, annotations
 
@@ -104,19 +105,22 @@ def _annotation(rng: np.random.Generator, number: int, image: dict[str, Any]) ->
         "image_id": image["id"],
         "bbox": [round(float(n), 2) for n in box],
         "category_id": 1 + number % CATEGORIES,
-        "id": 2_000_000 - 3 * number,
+        "id": 200_000_000 - 3 * number,
     }
 
 
-def _refs(rng: np.random.Generator, images: list[Any], annotations: list[Any]) -> list[Any]:
+def _refs(
+    rng: np.random.Generator, images: list[Any], annotations: list[Any], times: int
+) -> list[Any]:
     by_image: dict[int, list[Any]] = {}
     for annotation in annotations:
         by_image.setdefault(annotation["image_id"], []).append(annotation)
-    texts = iter(sentences(sum(n for _, n, _ in SPLITS.values()), rng))
+    sizes = {split: [times * n for n in counts] for split, counts in SPLITS.items()}
+    texts = iter(sentences(sum(n for _, n, _ in sizes.values()), rng))
     names = {image["id"]: image["file_name"] for image in images}
     refs: list[Any] = []
     first, sent_id = 0, 0
-    for split, (objects, expressions, image_count) in SPLITS.items():
+    for split, (objects, expressions, image_count) in sizes.items():
         ids = [image["id"] for image in images[first : first + image_count]]
         first += image_count
         chosen = sorted(

@@ -88,6 +88,8 @@ class Case:
     device: str
     threads: int
     repeats: int
+    channels_last: bool = False
+    grad_checkpoint: bool = False
 
     @property
     def name(self) -> str:
@@ -217,6 +219,10 @@ def build(case: Case, device: torch.device) -> Segmenter:
             text_config=config,
             accelerate=False,
         )
+    if case.channels_last:
+        runtime.use_channels_last(model)
+    if case.grad_checkpoint:
+        runtime.recompute_blocks(model)
     return model if case.plain else cpu.accelerate(model)  # also where it does not pay
 
 
@@ -259,7 +265,7 @@ def runner(case: Case, model: Segmenter, device: torch.device) -> Callable[[], A
         optimizer = optim.build_optimizer(groups, 5e-5)
         objective: nn.Module = Objective(model, LOSSES["ce"])
         if case.compile:
-            objective.compile()
+            runtime.compile_module(objective)
         steps = train_steps(
             objective,
             itertools.repeat(batch),
@@ -271,7 +277,7 @@ def runner(case: Case, model: Segmenter, device: torch.device) -> Callable[[], A
         return partial(next, steps)
     model.eval()
     if case.compile:
-        model.compile()
+        runtime.compile_module(model)
 
     def forward() -> Tensor:
         moved = loaders.prepare_batch(batch, device)

@@ -20,6 +20,11 @@ torch.set_num_threads(1)
 Build = Callable[..., LAVT]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The rehearsal of tests/gpu."""
+    parser.addoption("--dry-run", action="store_true", help="rehearse tests/gpu on the CPU")
+
+
 @pytest.fixture
 def text_config() -> BertConfig:
     """A BERT of a few thousand parameters."""

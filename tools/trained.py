@@ -56,6 +56,8 @@ def open_model(
     if wanted in trained_on.split(","):
         recorded.pop("dataset", None)
     complete(args, settings, recorded)
+    if args.fast:
+        log.info("--fast: %s", args.fast)
     runtime.prepare(trained.model.to(device), **speed_options(args))
     log.info("%s", trained.summary)
     for name in compared:

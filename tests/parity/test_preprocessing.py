@@ -84,9 +84,3 @@ def test_normalize_equals_torchvision() -> None:
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     expected = transforms.normalize(transforms.to_tensor(img), mean, std)
     assert torch.equal(normalize(pixels), expected.expand(2, -1, -1, -1))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_normalize_is_the_same_on_a_gpu() -> None:
-    assert torch.equal(normalize(every_value().cuda()).cpu(), normalize(every_value()))

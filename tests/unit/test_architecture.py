@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lib.training", "lib.predictor", "lib.attention", "lib.visualize", "lib.evaluation"),
     ("data",),
     ("refer",),
+    ("lib.fast",),
     ("lib.runtime", "lib.checkpoint"),
     ("lib.evaluation.protocol",),
     (*NETWORK, "lib.cpu"),

@@ -23,6 +23,7 @@ from lib.evaluation.protocol import (
     Protocol,
 )
 from lib.lavt import parse_heads
+from lib.losses import parse_losses
 from lib.runtime import AMP
 from lib.segmentation import MODELS
 from lib.swin import SWIN_SIZES
@@ -250,14 +251,38 @@ def variant(args: argparse.Namespace) -> Variant:
     return Variant(**{name: getattr(args, name) for name in CHOICES})
 
 
+def add_methods(p: argparse.ArgumentParser) -> None:
+    """Add the flags of what train.py offers beyond the published recipes, all off by default."""
+    add = p.add_argument_group("better training: see docs/training.md").add_argument
+    add("--maskris", action="store_true", help="learn from masked images and expressions, too")
+    add("--maskris_weight", type=float, default=0.5, help="of the loss without masks")
+    add("--maskris_ratio", type=float, default=0.75, help="part of an image that is masked")
+    add("--maskris_patch", type=int, default=32, help="side of masked patches, pixels")
+    add("--maskris_text", type=float, default=0.15, help="part of the words that are masked")
+    add("--mosaic", type=float, default=0.0, metavar="P", help="2 x 2 mosaics with probability P")
+    add("--mosaic_directions", action="store_true", help="keep to left, right, top and bottom")
+    add("--sched", default="poly", choices=("poly", "cosine"), help="of the learning rate")
+    add("--min_lr", type=float, default=0.0, help="the last learning rate")
+    add("--warmup_steps", type=int, default=0, help="steps in which the learning rate grows")
+    add("--warmup_start", type=float, default=1e-3, help="the first learning rate, as part of --lr")
+    add(
+        "--backbone_lr_scale",
+        type=float,
+        default=1.0,
+        help="of --lr, for Swin's and BERT's weights",
+    )
+    add("--model_ema", action="store_true", help="evaluate and save a moving average of weights")
+    add("--model_ema_decay", type=float, default=0.9998, help="of a step")
+    add("--model_ema_warmup", action="store_true", help="less decay in early steps")
+    add("--wandb", nargs="?", const="lavt", metavar="PROJECT", help="track in Weights & Biases")
+
+
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of train.py, checked.
 
     Raises:
         InputError: naming the flag and what it takes.
     """
-    import methods  # imports this module
-
     p = common_parser("Train a referring image segmentation model.")
     p.prog = "train.py"
     add = p.add_argument_group("beyond the published flags").add_argument
@@ -308,10 +333,11 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--fused_adamw", help=argparse.SUPPRESS)  # of earlier versions; ignored
     add("--deterministic", action="store_true", help="the same bits in every run")
     add("--tensorboard", action="store_true", help="also write models/<model_id>/tensorboard/")
-    methods.add_flags(p)
+    add_methods(p)
     args = p.parse_args(argv)
     args.save_steps, args.save_minutes = _save_every(args.save_every)
-    methods.check(args, p)
+    parse_losses(args.loss)  # raises an error for what is none
+    check_methods(args, p)
     check_args(args)
     if args.init_from and args.resume not in ("", "auto"):
         raise InputError(
@@ -417,6 +443,12 @@ NOT_NEGATIVE = (
 )
 MAX_NUMBER = 2**31 - 1
 UPPER_LIMITS = {"img_size": 16384, "ape": 4096, "workers": 1024}
+SWITCHES = ("maskris", "mosaic", "model_ema")  # each has flags that begin with its name
+UP_TO_ONE = (
+    *("maskris_weight", "maskris_ratio", "maskris_text"),
+    *("mosaic", "warmup_start", "model_ema_decay"),
+)
+FROM_ZERO = ("warmup_steps", "min_lr", "backbone_lr_scale", *UP_TO_ONE)
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -429,6 +461,25 @@ def check_args(args: argparse.Namespace) -> None:
     variant(args)  # raises an error for flags that exclude each other
     check_given(args)
     _follow_dataset(args)
+
+
+def check_methods(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
+    """Reject values of :func:`add_methods` that have no meaning or would only fail later.
+
+    Raises:
+        InputError: naming the flag and what it takes.
+    """
+    for name in FROM_ZERO:
+        value, most = getattr(args, name), 1 if name in UP_TO_ONE else 2**31
+        if not 0 <= value <= most:  # also rejects nan
+            limit = "in [0, 1]" if most == 1 else "0 or more"
+            raise InputError(f"--{name} {value}: must be {limit}")
+    if args.maskris_patch < 1:
+        raise InputError(f"--maskris_patch {args.maskris_patch}: must be above 0")
+    for name, value in vars(args).items():
+        switch = next((s for s in SWITCHES if name.startswith(f"{s}_")), None)
+        if switch and value != p.get_default(name) and not getattr(args, switch):
+            raise InputError(f"--{name} {value} has no meaning without --{switch}")
 
 
 def parts(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -508,8 +559,7 @@ FREE_TO_CHANGE = """
 
 # Flags whose values are part of the optimizer's state, so those of a checkpoint are used.
 IN_OPTIMIZER_STATE = {
-    *("lr", "scale_lr", "backbone_lr_scale", "bert_lr_scale"),
-    *("weight_decay", "norm_decay", "amsgrad"),
+    *("lr", "scale_lr", "backbone_lr_scale", "weight_decay", "norm_decay", "amsgrad"),
 }
 
 

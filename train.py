@@ -34,9 +34,11 @@ from data.dataset_refer_bert import ReferDataset, merge
 from data.loaders import RandomExpressionSampler
 from lib import checkpoint, runtime
 from lib.errors import InputError
+from lib.losses import parse_losses
 from lib.model import Segmenter
 from lib.segmentation import build_model
 from lib.training import optim
+from lib.training.methods import Methods
 from lib.training.state_files import StateFiles
 from lib.training.trainer import TrainConfig, Trainer
 from lib.variants import trained_with
@@ -61,8 +63,6 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     Raises:
         Stopped: a signal came.
     """
-    import methods  # loads what the flags ask for
-
     if args.tf32:
         runtime.allow_tf32()
     if args.deterministic:
@@ -80,7 +80,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     train_set, val_set = open_datasets(args, tokenizer)
     for dataset in (train_set, val_set):
         dataset.check_images()
-    maskris = methods.build_maskris(args, tokenizer)
+    methods = select(Methods, args)
+    maskris = methods.build_maskris(tokenizer, args.img_size)
     reorder: Any = list
     if args.spread_no_target:
         from data.spread import spreader
@@ -89,7 +90,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     ranks = (info.rank, info.world, args.accumulate)
     drawn_from = train_set.training_samples
     sampler = RandomExpressionSampler(drawn_from, args.batch_size, args.seed, *ranks, reorder)
-    train_set, sampler = methods.with_mosaics(args, train_set, sampler)
+    train_set, sampler = methods.with_mosaics(train_set, sampler)
     utils.setup_logging(Path("models") / args.model_id, info.rank)
     for reason in reasons:
         log.warning("not resumed: %s", reason)
@@ -103,13 +104,13 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
     optim.freeze_unused(model, groups)
     total_batch = info.world * args.batch_size * args.accumulate
     lr = optim.scaled_lr(args.lr, total_batch, args.scale_lr)
-    groups = methods.refine_groups(args, model, groups, lr)
+    groups = methods.refine_groups(model, groups, lr)
     for line in optim.describe_groups(model, groups, lr, args.lang_layers):
         log.info("%s", line)
     optimizer = optim.build_optimizer(groups, lr, args.amsgrad)
     steps = len(sampler) // args.accumulate
-    scheduler = methods.build_schedule(args, optimizer, lr, steps * args.epochs)
-    losses = methods.parse_losses(args.loss)
+    scheduler = methods.build_schedule(optimizer, lr, steps * args.epochs)
+    losses = parse_losses(args.loss)
     config = select(TrainConfig, args, protocol=protocol_of(args).label, loss=losses)
     trainer = Trainer(
         model=model,
@@ -123,7 +124,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         tokenizer=tokenizer_text(tokenizer),
         seen_images=merge(train_set.seen_images, model.seen_images),
         maskris=maskris,
-        average=methods.build_average(args, model),
+        average=methods.build_average(model),
         info=info,
         signals=signals,
     )

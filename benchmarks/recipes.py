@@ -39,7 +39,7 @@ MARKS = ("<!-- table: python -m benchmarks.recipes -->", "<!-- end -->")
 
 BASE = "--text_from_scratch --lang_layers all --drop_path 0 --val_expressions all"
 PUBLISHED = "published"
-WARM = "--warmup_steps {warmup} --backbone_lr_scale 0.5 --bert_lr_scale 0.5"
+WARM = "--warmup_steps {warmup} --backbone_lr_scale 0.5"
 ROWS = {
     PUBLISHED: "",
     "Dice": "--loss dice",

@@ -251,7 +251,7 @@ def shares(data: ReferDataset, batch: int, processes: int) -> dict[str, Any]:
         [i for found in ShardedBatches(order, batch, rank, processes) for i in found]
         for rank in range(processes)
     ]
-    images = [len({int(data._image_ids[i]) for i in part}) for part in parts]
+    images = [len({int(data.image_ids[i]) for i in part}) for part in parts]
     most = max(map(len, parts))
     return {
         "processes": processes,
@@ -259,7 +259,7 @@ def shares(data: ReferDataset, batch: int, processes: int) -> dict[str, Any]:
         "least": min(map(len, parts)),
         "efficiency": len(data) / (processes * most),
         "decoded": sum(images),
-        "images": len({int(i) for i in data._image_ids}),
+        "images": len({int(i) for i in data.image_ids}),
         "reduced_mb": Counts(len(data), torch.device("cpu")).table.nbytes / MB,
     }
 

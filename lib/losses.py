@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.errors import InputError
+
 CLASS_WEIGHTS = (0.9, 1.1)  # background, object
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -92,3 +94,25 @@ def named_losses(loss: Loss, logits: Tensor, target: Tensor) -> dict[str, Tensor
     """The named terms of a segmentation loss; one that is a plain function is ``seg``."""
     named = getattr(loss, "named", None)
     return named(logits, target) if named else {"seg": loss(logits, target)}
+
+
+def parse_losses(text: str) -> dict[str, float]:
+    """The weights of ``--loss``: a name, or several with weights, like ``ce:0.9,dice:0.1``.
+
+    Raises:
+        InputError: a name is unknown or given twice, or the weights are not usable.
+    """
+    weights: dict[str, float] = {}
+    for name, colon, weight in (part.partition(":") for part in text.split(",")):
+        if name not in LOSSES or name in weights:
+            what = "is named twice" if name in weights else f"is none of {', '.join(LOSSES)}"
+            raise InputError(f"--loss {text}: '{name}' {what}; give one, or ce:0.9,dice:0.1")
+        try:
+            weights[name] = float(weight) if colon else 1.0
+        except ValueError:
+            weights[name] = -1.0
+        if not 0 <= weights[name] < float("inf"):  # also rejects nan
+            raise InputError(f"--loss {text}: the weight '{weight}' must be a number from 0 on")
+    if not any(weights.values()):
+        raise InputError(f"--loss {text}: at least one weight must be above 0")
+    return weights

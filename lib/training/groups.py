@@ -16,8 +16,7 @@ def refine(
     model: Segmenter,
     groups: list[dict[str, Any]],
     lr: float,
-    backbone_lr_scale: float = 1.0,
-    bert_lr_scale: float = 1.0,
+    scale: float = 1.0,
     *,
     biases_only: bool = False,
 ) -> list[dict[str, Any]]:
@@ -27,9 +26,8 @@ def refine(
         model: of the parameters.
         groups: of :func:`lib.training.optim.parameter_groups`.
         lr: of parameters whose rate is not scaled.
-        backbone_lr_scale: of the weights that ImageNet Swin has. Fusion, gates and output norms,
-            which begin at random, have the full rate.
-        bert_lr_scale: of BERT.
+        scale: of the learning rate of BERT, and of the weights that ImageNet Swin has. Fusion,
+            gates and output norms, which begin at random, have the full rate.
         biases_only: norms, embeddings and position tables have no weight decay, biases have.
 
     Returns:
@@ -41,11 +39,10 @@ def refine(
     for group in groups:
         base = group["name"].removesuffix("_no_decay")
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            scale, key = 1.0, base
-            if model.swin_name(name) is not None:
-                scale = backbone_lr_scale
-            elif base in BERT_GROUPS and ".proj." not in name:
-                scale = bert_lr_scale
+            full, key = lr, base
+            pretrained = base in BERT_GROUPS and ".proj." not in name
+            if pretrained or model.swin_name(name) is not None:
+                full = lr * scale
             elif base.startswith(("backbone", *BERT_GROUPS)):
                 key += NEW
             rate = group["weight_decay"]
@@ -54,7 +51,7 @@ def refine(
             if not rate:
                 key += "_no_decay"
             entry = {"name": key, "params": [], "param_names": [], "weight_decay": rate}
-            entry = refined.setdefault(key, entry | {"lr": lr * scale})
+            entry = refined.setdefault(key, entry | {"lr": full})
             entry["params"].append(parameter)
             entry["param_names"].append(name)
     return sorted(refined.values(), key=lambda group: -group["lr"])

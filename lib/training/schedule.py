@@ -20,13 +20,13 @@ class ScheduleConfig:
     Attributes:
         sched: 'poly', of power 0.9, or 'cosine'.
         warmup_steps: the learning rate grows linearly for so many steps; then the schedule begins.
-        warmup_lr: the first learning rate, as a part of the full one.
+        warmup_start: the first learning rate, as a part of the full one.
         min_lr: the last learning rate, for groups of the full one; in proportion for others.
     """
 
     sched: str = "poly"
     warmup_steps: int = 0
-    warmup_lr: float = 1e-3
+    warmup_start: float = 1e-3
     min_lr: float = 0.0
 
 
@@ -36,7 +36,7 @@ def factor(config: ScheduleConfig, lr: float, total_steps: int) -> Callable[[int
 
     def at(step: int) -> float:
         if step < warmup:
-            return config.warmup_lr + (1 - config.warmup_lr) * step / warmup
+            return config.warmup_start + (1 - config.warmup_start) * step / warmup
         done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
         left = (1 - done) ** 0.9 if config.sched == "poly" else (1 + math.cos(math.pi * done)) / 2
         return least + (1 - least) * left

@@ -22,7 +22,7 @@ from tests.scripts import Shapes, jsonl, one_line_error
 
 METHODS = shlex.split("""
     --loss ce:0.9,dice:0.1 --maskris --maskris_patch 16 --mosaic 0.5 --mosaic_directions
-    --sched cosine --min_lr 1e-5 --warmup_steps 3 --backbone_lr_scale 0.1 --bert_lr_scale 0.1
+    --sched cosine --min_lr 1e-5 --warmup_steps 3 --backbone_lr_scale 0.1
     --norm_decay biases --model_ema --model_ema_decay 0.8 --clip_grad 1
 """)
 
@@ -129,7 +129,7 @@ def test_tracking(
 ) -> None:
     """One id across resumes, the names of TensorBoard, and images of each validation."""
     wandb = fake()
-    options = [*options, "--wandb", "shapes", "--tensorboard", "--bert_lr_scale", "0.1"]
+    options = [*options, "--wandb", "shapes", "--tensorboard", "--backbone_lr_scale", "0.1"]
     with monkeypatch.context() as patch:
         interrupt(patch, 2, signal.SIGTERM)
         with pytest.raises(utils.Stopped):

@@ -27,7 +27,7 @@ NETWORK = tuple(
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("train", "test", "demo_inference", "benchmarks"),
     ("tools",),
-    ("args", "methods"),
+    ("args",),
     ("lib.training", "lib.predictor", "lib.attention", "lib.visualize", "lib.evaluation"),
     ("data",),
     ("refer",),

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.losses import LOSSES, WeightedLosses, cross_entropy, dice, dice_sum, named_losses
-from methods import parse_losses
+from lib.losses import (
+    LOSSES,
+    WeightedLosses,
+    cross_entropy,
+    dice,
+    dice_sum,
+    named_losses,
+    parse_losses,
+)
 
 
 def logits_of(object_probability: list[float]) -> tuple[Tensor, Tensor]:

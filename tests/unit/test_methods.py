@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig
 
-from args import parse_train
+from args import parse_train, select
 from lib.errors import InputError
 from lib.swin import SWIN_SIZES, SwinSize
 from lib.training import optim
 from lib.training.ema import WeightAverage
 from lib.training.groups import refine
+from lib.training.methods import Methods
 from lib.training.schedule import ScheduleConfig, build_schedule
-from methods import build_schedule as schedule_of
 from tests.conftest import Build
 
 
@@ -38,7 +39,7 @@ def rates_of(config: ScheduleConfig, steps: int, *lrs: float) -> list[list[float
 
 
 def test_warmup_then_poly() -> None:
-    config = ScheduleConfig(warmup_steps=4, warmup_lr=0.001)
+    config = ScheduleConfig(warmup_steps=4, warmup_start=0.001)
     full, tenth = rates_of(config, 10, 0.1, 0.01)
     warmup = [0.1 * (0.001 + 0.999 * i / 4) for i in range(4)]
     assert full == pytest.approx(warmup + [0.1 * (1 - i / 6) ** 0.9 for i in range(7)])
@@ -57,7 +58,7 @@ def test_poly_alone_is_the_published_schedule_to_the_bit() -> None:
     published = optim.poly_schedule(optimizer, 7)
     [rates] = rates_of(ScheduleConfig(), 7, 5e-5)
     assert rates == [5e-5 * published.lr_lambdas[0](i) for i in range(8)]
-    chosen = schedule_of(parse_train([]), optimizer, 5e-5, 7)
+    chosen = Methods().build_schedule(optimizer, 5e-5, 7)
     assert chosen.lr_lambdas[0].__qualname__.startswith("poly_schedule")
 
 
@@ -76,15 +77,15 @@ def test_rates_of_pretrained_parts(
         monkeypatch.setitem(SWIN_SIZES, "nano", SwinSize(32, (2, 2, 2, 2), (1, 2, 4, 8)))
     model = build_nano(name)
     published = optim.parameter_groups(model, 0.1, lang_layers=None)
-    groups = refine(model, published, 1.0, 0.5, 0.25)
+    groups = refine(model, published, 1.0, 0.25)
     rates = {n: g["lr"] for g in groups for n in g["param_names"]}
     assert rates.keys() == {n for g in published for n in g["param_names"]}
     assert len(rates) == sum(len(g["params"]) for g in groups)
     stage = "text_encoder" if name == "lavt" else "lang_stage1"
     for key, rate in rates.items():
-        if model.swin_name(key) is not None:
-            assert rate == 0.5, key
-        elif key.startswith(f"{stage}.") and ".proj." not in key:
+        if model.swin_name(key) is not None or (
+            key.startswith(f"{stage}.") and ".proj." not in key
+        ):
             assert rate == 0.25, key
         else:
             assert rate == 1.0, key
@@ -141,6 +142,13 @@ def test_the_average_follows_weights_and_statistics(build_nano: Build) -> None:
     early = WeightAverage(model, 0.9, warmup=True).ema
     assert early.get_decay(3) == pytest.approx(1 - 3 ** (-2 / 3))
     assert early.get_decay(1000) == 0.9
+
+
+def test_the_methods_of_a_run_are_the_flags() -> None:
+    """Each has a flag of its name, whose default is that of the methods."""
+    args = parse_train([])
+    assert select(Methods, args) == Methods()
+    assert {field.name for field in fields(Methods)} <= vars(args).keys()
 
 
 @pytest.mark.parametrize(

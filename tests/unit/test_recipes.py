@@ -112,14 +112,18 @@ def test_a_recipe_with_masks_is_as_specified(name: str) -> None:
         "text": "sent",
         "lr": 1e-4,
         "backbone_lr_scale": 0.1,
-        "bert_lr_scale": 0.1,
         "lang_layers": None,
         "norm_decay": "biases",
         "warmup_steps": 1500,
         "epochs": 50,
         "amp": "fp16",
     }
-    assert (args.warmup_lr, args.sched, args.min_lr, args.weight_decay) == (1e-3, "poly", 0, 1e-2)
+    assert (args.warmup_start, args.sched, args.min_lr, args.weight_decay) == (
+        1e-3,
+        "poly",
+        0,
+        1e-2,
+    )
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *MASKED])

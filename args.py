@@ -23,7 +23,7 @@ from lib.evaluation.protocol import (
     Protocol,
 )
 from lib.lavt import parse_heads
-from lib.losses import LOSSES
+from lib.losses import parse_losses
 from lib.runtime import AMP
 from lib.segmentation import MODELS
 from lib.swin import SWIN_SIZES
@@ -249,7 +249,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p = common_parser("Train a referring image segmentation model.")
     p.prog = "train.py"
     add = p.add_argument_group("beyond the published flags").add_argument
-    add("--loss", default="ce", choices=list(LOSSES), help="weighted cross entropy, or Dice")
+    add("--loss", default="ce", help="ce, dice or dice_sum, or several: ce:0.9,dice:0.1")
     add(
         "--scale_lr",
         type=int,
@@ -323,6 +323,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tensorboard", action="store_true", help="also write models/<model_id>/tensorboard/")
     args = p.parse_args(argv)
     args.save_steps, args.save_minutes = _save_every(args.save_every)
+    parse_losses(args.loss)  # raises an error
     check_args(args)
     if args.init_from and args.resume not in ("", "auto"):
         raise InputError(

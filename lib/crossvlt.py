@@ -24,7 +24,7 @@ from bert import build_text_encoder
 from lib.backbone import embed, init_linear, position_embedding
 from lib.errors import InputError
 from lib.fusion import LanguageGate, TokenConv1d, TokenInstanceNorm, split_heads, word_bias
-from lib.losses import Loss, cross_entropy
+from lib.losses import Loss, cross_entropy, named_losses
 from lib.mask_predictor import MaskPredictor, upsample
 from lib.model import (
     Frozen,
@@ -459,7 +459,7 @@ def alignment_losses(similarity: list[Tensor], target: Tensor) -> Tensor:
 def crossvlt_losses(
     output: CrossVLTOutput, target: Tensor, segmentation: Loss = cross_entropy
 ) -> dict[str, Tensor]:
-    """``seg``, twice the segmentation loss, and ``align_1`` to ``align_4`` of the stages.
+    """Twice the segmentation loss, and ``align_1`` to ``align_4`` of the stages.
 
     Args:
         output: of :meth:`CrossVLT.encode`.
@@ -467,5 +467,6 @@ def crossvlt_losses(
         segmentation: loss of the logits; published is weighted cross entropy.
     """
     aligned = alignment_losses(output.similarity, target)
-    seg = {"seg": 2 * segmentation(output.logits, target)}
+    named = named_losses(segmentation, output.logits, target)
+    seg = {name: 2 * loss for name, loss in named.items()}
     return seg | {f"align_{i}": loss for i, loss in enumerate(aligned, 1)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import InputError
-from lib.losses import Loss
+from lib.losses import Loss, named_losses
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertModel
@@ -76,10 +76,10 @@ class Segmenter(nn.Module, ABC):
         Args:
             image, input_ids, attention_mask: as in :meth:`forward`.
             target: (B, H, W) int64 in {0, 1}.
-            segmentation: loss of (logits, target).
+            segmentation: loss of (logits, target); its terms have the names of ``--loss``.
         """
         logits = at_least_float32(self(image, input_ids, attention_mask))
-        return {"seg": segmentation(logits, target)}
+        return named_losses(segmentation, logits, target)
 
     @abstractmethod
     def parameter_group(self, name: str, lang_layers: int | None) -> str | Frozen | None:

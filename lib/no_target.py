@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.lavt import LAVT
-from lib.losses import CLASS_WEIGHTS, Loss
+from lib.losses import CLASS_WEIGHTS, Loss, named_losses
 from lib.mask_predictor import upsample
 from lib.model import Frozen, at_least_float32
 
@@ -52,7 +52,8 @@ class NoTargetLAVT(LAVT):
         logits, said = map(at_least_float32, self.encode(image, input_ids, attention_mask))
         empty = (target.flatten(1).amax(1) == 0).long()
         no_target = F.cross_entropy(said, empty, said.new_tensor(CLASS_WEIGHTS))
-        return {"seg": segmentation(logits, target), "no_target": LOSS_WEIGHT * no_target}
+        seg = named_losses(segmentation, logits, target)
+        return seg | {"no_target": LOSS_WEIGHT * no_target}
 
     def parameter_group(self, name: str, lang_layers: int | None) -> str | Frozen | None:
         """The head trains as the decoder does."""

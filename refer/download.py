@@ -86,7 +86,7 @@ WEIGHTS = {
         f"{SWIN}/swin_base_patch4_window12_384_22k.pth", MIRROR, 2_000 * MB
     )
 }
-# Datasets that may not be passed on: whose page has them, and the files that belong there.
+# Datasets that are not fetched, mostly for lack of a license: whose page has them, and the files.
 BY_HAND = {
     "grefcoco": (
         "https://henghuiding.com/GREx",
@@ -109,6 +109,10 @@ BY_HAND = {
     "risbench": (
         "https://github.com/HIT-SIRS/CroBIM",
         "risbench/ with the files as in refsegrs",
+    ),
+    "refcoco-m": (
+        "https://huggingface.co/datasets/moondream/refcoco-m",
+        "refcoco-m/*.parquet; images from the files by python -m refer.refcoco_m, or COCO's",
     ),
 }
 COCO_NAME = re.compile(r"COCO_((?:train|val)2014)_\d{12}\.jpg")

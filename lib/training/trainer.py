@@ -21,7 +21,7 @@ from lib.errors import InputError
 from lib.evaluation.evaluator import EvalConfig, evaluate
 from lib.evaluation.metrics import Metrics
 from lib.evaluation.protocol import tag
-from lib.losses import LOSSES
+from lib.losses import parse_losses
 from lib.model import Objective, Segmenter
 from lib.training.optim import move_schedule
 from lib.training.state_files import StateFiles, rename_existing
@@ -113,7 +113,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(info.device.type, enabled=config.amp == "fp16")
         self.steps = len(sampler) // config.accumulate
         self.loader = build_loader(train_set, sampler, config.workers, config.pin_mem)
-        objective = Objective(model, LOSSES[config.loss])
+        objective = Objective(model, parse_losses(config.loss))
         if config.compile:
             runtime.compile_module(objective)
         self.objective = utils.wrap_ddp(objective, info)

@@ -86,7 +86,7 @@ def test_grefcoco(
     assert "cIoU" in printed
     records = jsonl(Path("models/lavt/metrics.jsonl"))
     steps = [r for r in records if r["kind"] == "step"]
-    assert all(set(r["losses"]) == ({"seg", "no_target"} if head else {"seg"}) for r in steps)
+    assert all(set(r["losses"]) == ({"dice", "no_target"} if head else {"dice"}) for r in steps)
     (*_, epoch) = [r for r in records if r["kind"] == "epoch"]
     assert {"cIoU", "gIoU", "N_acc", "T_acc"} <= epoch["val"].keys()
     label = f"img_size=56 no_target_pixels={'head' if head else 50}"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib.losses import LOSSES, cross_entropy, dice
+from lib.errors import InputError
+from lib.losses import LOSSES, cross_entropy, dice, dice_sum, named_losses, parse_losses
 
 
 def logits_of(object_probability: list[float]) -> tuple[Tensor, Tensor]:
@@ -51,6 +52,56 @@ def test_dice_of_an_absent_class_that_is_not_predicted_costs_nothing() -> None:
     target = torch.zeros(1, 4, 4, dtype=torch.int64)
     sure = torch.stack([torch.full((1, 4, 4), 50.0), torch.full((1, 4, 4), -50.0)], dim=1)
     assert dice(sure, target).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_dice_sum_by_hand() -> None:
+    """Two samples, the second without an object; sizes are not squared, all terms are summed."""
+    p = torch.tensor([[0.8, 0.4], [0.1, 0.3]], dtype=torch.float64)
+    logits = torch.stack([1 - p, p], 1).log()[:, :, None]
+    target = torch.tensor([[[1, 0]], [[0, 0]]])
+    terms = [
+        1 - (2 * 0.6 + 1e-6) / (0.8 + 1 + 1e-6),
+        1 - (2 * 0.8 + 1e-6) / (1.2 + 1 + 1e-6),
+        1 - (2 * 1.6 + 1e-6) / (1.6 + 2 + 1e-6),
+        1 - 1e-6 / (0.4 + 1e-6),
+    ]
+    assert dice_sum(logits, target).item() == pytest.approx(sum(terms), rel=1e-12)
+
+
+def test_several_losses_are_a_weighted_sum_with_names() -> None:
+    logits, target = torch.randn(2, 2, 5, 4, dtype=torch.float64), torch.randint(2, (2, 5, 4))
+    loss = parse_losses("ce:0.9,dice:.1,dice_sum:0")
+    named = named_losses(loss, logits, target)
+    assert list(named) == ["ce", "dice"]
+    assert named["ce"] == 0.9 * cross_entropy(logits, target)
+    assert named["dice"] == 0.1 * dice(logits, target)
+    assert torch.allclose(loss(logits, target), named["ce"] + named["dice"], rtol=1e-14)
+    assert list(named_losses(parse_losses("dice_sum"), logits, target)) == ["dice_sum"]
+    both = named_losses(parse_losses("ce,dice"), logits, target)
+    assert both == {"ce": cross_entropy(logits, target), "dice": dice(logits, target)}
+    assert list(named_losses(dice, logits, target)) == ["seg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("focal", "'focal' is none of ce, dice, dice_sum"),
+        ("", "'' is none of ce"),
+        ("ce,", "'' is none of ce"),
+        ("ce:1,ce:2", "'ce' is named twice"),
+        ("ce:-1", "the weight '-1' must be a number from 0 on"),
+        ("ce:much", "the weight 'much' must be a number"),
+        ("ce:", "the weight '' must be a number"),
+        ("ce:nan", "the weight 'nan' must be"),
+        ("ce:1,dice:inf", "the weight 'inf' must be"),
+        ("ce:0,dice:0", "at least one weight must be above 0"),
+    ],
+)
+def test_wrong_lists_of_losses(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse_losses(text)
+    assert str(caught.value).startswith(f"--loss {text}: ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -28,11 +28,9 @@ PAGE = REPO / "docs/ablations.md"
 MARKS = ("<!-- table: python -m benchmarks.ablations -->", "<!-- end -->")
 
 # What the rows have in common. It does not follow the quickstart: finished rows are of it.
-MODEL = (
+OPTIONS = (
     "--model lavt_one --swin_type micro --img_size 112 --ape 28 "
-    "--refer_data_root DATA --ck_bert DATA/bert --bert_tokenizer DATA/bert"
-)
-TRAINING = (
+    "--refer_data_root DATA --ck_bert DATA/bert --bert_tokenizer DATA/bert "
     "--text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_path 0 --batch-size 16 "
     "--workers 1 --amp auto"
 )
@@ -90,9 +88,8 @@ def run_row(row: str, args: argparse.Namespace) -> dict[str, Any]:
     own = [] if row == PUBLISHED else row.split()
     folder = Path(args.work).resolve() / re.sub(r"\W+", "_", row).strip("_")
     data = Path(args.data).resolve()
-    model = [*MODEL.replace("DATA", str(data)).split(), *own]
-    training = [*TRAINING.split(), "--epochs", str(args.epochs)]
-    result = train_and_test(folder, model, training)
+    options = [*OPTIONS.replace("DATA", str(data)).split(), *own, "--epochs", str(args.epochs)]
+    result = train_and_test(folder, options)
     (folder / "checkpoints/model_last_row.pth").unlink()
     return {**result, "environment": utils.environment()}
 

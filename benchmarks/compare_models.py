@@ -38,15 +38,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate a model; its row of the table."""
     data = Path(args.data).resolve()
-    model = [*preset("QS_MODEL", data), "--model", name]
     # CrossVLT validates over every expression by default, and its epochs would take longer.
-    training = [*preset("QS_TRAIN", data), "--val_expressions", "one"]
-    if args.epochs:
-        training += ["--epochs", str(args.epochs)]
-    result = train_and_test(Path(args.output).resolve() / name, model, training)
+    own = ["--model", name, "--val_expressions", "one"]
+    own += ["--epochs", str(args.epochs)] if args.epochs else []
+    options = [*preset("QS_MODEL", data), *preset("QS_TRAIN", data), *own]
+    result = train_and_test(Path(args.output).resolve() / name, options)
     with torch.device("meta"):
-        network = build_model(name, **model_options(parse_train(model)))
-    return {"model": name, **result, "parameters": sum(p.numel() for p in network.parameters())}
+        model = build_model(name, **model_options(parse_train(options)))
+    return {"model": name, **result, "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -54,31 +54,32 @@ def step_flops(options: Sequence[str]) -> int:
 
 
 def train_and_test(
-    folder: Path, model: Sequence[str], training: Sequence[str], *, control: bool = False
+    folder: Path, options: Sequence[str], *, control: bool = False
 ) -> dict[str, Any]:
     """Train and evaluate.
 
     Args:
         folder: for what the scripts write.
-        model: options of both scripts.
-        training: options of train.py alone.
+        options: of train.py; test.py takes the model's from the checkpoint.
         control: whether to evaluate with another object's expression, too.
 
     Returns:
         ``splits`` {name: metrics}, ``steps``, ``tflop`` of all steps, the last ``loss``,
         ``seconds`` of the epochs, ``seconds_per_step`` (median), ``peak_memory_gb``, and with
-        ``control`` the same-named {split: by how many points of mIoU it is lower}.
+        ``control`` the same-named {split: by how many points of mIoU it is lower}, of splits that
+        have images with several objects.
 
     Raises:
         InputError: a script failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    flops = step_flops([*model, *training])
-    _script(folder, "train.py", *model, *training, "--model_id", "row")
+    flops = step_flops(options)
+    _script(folder, "train.py", *options, "--model_id", "row")
     best, results = folder / "checkpoints/model_best_row.pth", folder / "results.json"
     testing = ["--split", ",".join(SPLITS), "--batch-size", "32", "--workers", "1"]
     testing += ["--resume", str(best), "--results", str(results)] + ["--control"] * control
-    _script(folder, "test.py", *model, *testing)
+    root = parse_train(options).refer_data_root
+    _script(folder, "test.py", "--refer_data_root", root, *testing)
     lines = (folder / "models/row/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     steps, epochs = ([r for r in records if r["kind"] == kind] for kind in ("step", "epoch"))
@@ -93,9 +94,11 @@ def train_and_test(
         "peak_memory_gb": max(e["peak_memory_gb"] for e in epochs),
     }
     if control:
-        rows = splits.values()
-        lower = [row[RIGHT]["mIoU"] - row[WRONG]["mIoU"] for row in rows]
-        result["control"] = dict(zip(splits, lower, strict=True))
+        result["control"] = {
+            split: rows[RIGHT]["mIoU"] - rows[WRONG]["mIoU"]
+            for split, rows in splits.items()
+            if RIGHT in rows and WRONG in rows
+        }
     return result
 
 

@@ -37,8 +37,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate with a seed; its row of the table."""
     data, folder = Path(args.data).resolve(), Path(args.output).resolve() / f"seed{seed}"
-    training = [*preset("QS_TRAIN", data), *args.options.split(), "--seed", str(seed)]
-    return train_and_test(folder, preset("QS_MODEL", data), training, control=True)
+    options = [*preset("QS_MODEL", data), *preset("QS_TRAIN", data), *args.options.split()]
+    return train_and_test(folder, [*options, "--seed", str(seed)], control=True)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

@@ -46,7 +46,7 @@ help:  ## this list
 	touch $@
 
 $(QS)/data/refshapes.json: .venv/.ready
-	$(RUN) -m data.refshapes --out $(QS)/data --level easy --force
+	$(RUN) -m data.refshapes --out $(QS)/data --level easy --jobs 2 --force
 
 quickstart: .venv/.ready $(QS)/data/refshapes.json  ## train, evaluate and draw, 15 minutes on 2 cores
 	$(RUN) train.py $(QS_MODEL) $(QS_TRAIN) --model_id quickstart --output-dir $(QS)/checkpoints

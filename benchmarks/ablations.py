@@ -1,12 +1,11 @@
-"""Every ablation of LAVT, trained and evaluated on RefShapes with the quickstart's preset.
+"""Every ablation of LAVT, trained and evaluated on RefShapes: a micro Swin of 112 x 112 pixels.
 
     python -m data.refshapes --out quickstart/data --level easy
     OMP_NUM_THREADS=1 python -m benchmarks.ablations --data quickstart/data --work ablations
 
-Each row is train.py and test.py with the quickstart's options, its own, and an equal budget that is
-smaller than the quickstart's. Rows are written as they are done, so that an interrupted benchmark
-resumes. The table of docs/ablations.md is made from the file of results; ``--rows``
-without a name does that alone.
+Each row is train.py and test.py with the same options, its own, and an equal budget. Rows are
+written as they are done, so that an interrupted benchmark resumes. The table of docs/ablations.md
+is made from the file of results; ``--rows`` without a name does that alone.
 """
 
 from __future__ import annotations
@@ -28,6 +27,13 @@ RESULTS = REPO / "benchmarks/results/ablations_cpu.json"
 PAGE = REPO / "docs/ablations.md"
 MARKS = ("<!-- table: python -m benchmarks.ablations -->", "<!-- end -->")
 
+# What the rows have in common. It does not follow the quickstart: finished rows are of it.
+OPTIONS = (
+    "--model lavt_one --swin_type micro --img_size 112 --ape 28 "
+    "--refer_data_root DATA --ck_bert DATA/bert --bert_tokenizer DATA/bert "
+    "--text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_path 0 --batch-size 16 "
+    "--workers 1 --amp auto"
+)
 # The name of a row is its options; the text says what they change.
 PUBLISHED = "(published)"
 ROWS = {
@@ -81,7 +87,9 @@ def run_row(row: str, args: argparse.Namespace) -> dict[str, Any]:
     """
     own = [] if row == PUBLISHED else row.split()
     folder = Path(args.work).resolve() / re.sub(r"\W+", "_", row).strip("_")
-    result = train_and_test(folder, Path(args.data).resolve(), own, args.epochs)
+    data = Path(args.data).resolve()
+    options = [*OPTIONS.replace("DATA", str(data)).split(), *own, "--epochs", str(args.epochs)]
+    result = train_and_test(folder, options)
     (folder / "checkpoints/model_last_row.pth").unlink()
     return {**result, "environment": utils.environment()}
 

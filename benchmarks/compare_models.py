@@ -30,7 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--data", required=True, help="a RefShapes root")
     p.add_argument("--models", nargs="+", default=["lavt_one", "crossvlt"], choices=list(MODELS))
-    p.add_argument("--epochs", type=int, default=4)
+    p.add_argument("--epochs", type=int, help="instead of the preset's")
     p.add_argument("--output", default="compare", help="folder for runs and compare.json")
     return p.parse_args(argv)
 
@@ -38,13 +38,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate a model; its row of the table."""
     data = Path(args.data).resolve()
-    folder, options = Path(args.output).resolve() / name, ["--model", name]
     # CrossVLT validates over every expression by default, and its epochs would take longer.
-    result = train_and_test(folder, data, options, args.epochs, ["--val_expressions", "one"])
+    own = ["--model", name, "--val_expressions", "one"]
+    own += ["--epochs", str(args.epochs)] if args.epochs else []
+    options = [*preset("QS_MODEL", data), *preset("QS_TRAIN", data), *own]
+    result = train_and_test(Path(args.output).resolve() / name, options)
     with torch.device("meta"):
-        model = build_model(
-            name, **model_options(parse_train([*preset("QS_MODEL", data), *options]))
-        )
+        model = build_model(name, **model_options(parse_train(options)))
     return {"model": name, **result, "parameters": sum(p.numel() for p in model.parameters())}
 
 
@@ -55,9 +55,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         scores = [f"{row['splits'][s][m]:.2f}" for s in SPLITS for m in ("oIoU", "mIoU")]
         size = f"{row['parameters'] / 1e6:.2f} M"
-        cost = [f"{row['seconds_per_step']:.3f}", size, f"{row['peak_memory_gb']:.2f} GB"]
+        cost = [
+            f"{row['tflop']:.1f}",
+            f"{row['seconds_per_step']:.3f}",
+            size,
+            f"{row['peak_memory_gb']:.2f} GB",
+        ]
         lines.append([row["model"], *scores, *cost])
-    return markdown(["model", *head, "s/step", "parameters", "peak memory"], lines)
+    return markdown(["model", *head, "TFLOP", "s/step", "parameters", "peak memory"], lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,19 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 import utils
-from args import Parser, model_options, parse_train
+from args import Parser
 from benchmarks.pages import markdown, put_between
-from benchmarks.preset import REPO, run_script
+from benchmarks.preset import REPO, run_script, step_flops
 from lib.errors import InputError
-from lib.losses import WeightedLosses
-from lib.model import Objective
-from lib.segmentation import MODELS, build_model
+from lib.segmentation import MODELS
 from lib.swin import SWIN_SIZES
-from lib.training.steps import total_loss
 
 RESULTS = REPO / "benchmarks/results/recipes_cpu.json"
 PAGE = REPO / "docs/training.md"
@@ -113,22 +107,6 @@ def budgets(row: str, epochs: int) -> dict[str, int]:
     return same if passes(row) == 1 else same | {COMPUTE: epochs // passes(row)}
 
 
-def tflop_per_step(row: str, args: argparse.Namespace) -> float:
-    """Of the forward and backward passes of a training step, by torch's counter."""
-    flags = parse_train([*flags_of(row, args), *data_flags(args)])
-    model = build_model(flags.model, **(model_options(flags) | {"accelerate": False})).train()
-    size, words = flags.img_size, (1, flags.max_tokens)
-    batch = {
-        "image": torch.randn(1, 3, size, size),
-        "input_ids": torch.ones(words, dtype=torch.long),
-        "attention_mask": torch.ones(words, dtype=torch.long),
-        "target": torch.zeros(1, size, size, dtype=torch.long),
-    }
-    with FlopCounterMode(display=False) as counter:
-        total_loss(Objective(model, WeightedLosses({"ce": 1.0}))(batch)).backward()
-    return counter.get_total_flops() * passes(row) * args.batch_size / 1e12
-
-
 def run(row: str, budget: str, epochs: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate one row with one seed.
 
@@ -144,6 +122,7 @@ def run(row: str, budget: str, epochs: int, seed: int, args: argparse.Namespace)
     folder.mkdir(parents=True, exist_ok=True)
     data = data_flags(args)
     words = [*flags_of(row, args), *data, "--epochs", str(epochs), "--seed", str(seed)]
+    flop = step_flops(words) * passes(row) / 1e12
     run_script(folder, "train.py", *words, "--model_id", "row")
     best, results = folder / "checkpoints/model_best_row.pth", folder / "results.json"
     words = ["--split", "val", "--batch-size", "32", "--resume", str(best)]
@@ -156,7 +135,6 @@ def run(row: str, budget: str, epochs: int, seed: int, args: argparse.Namespace)
             curve.append((record["step"], round(seconds, 1), record["val"]["mIoU"]))
     val = json.loads(results.read_text(encoding="utf-8"))["splits"]["val"]["all"]
     shutil.rmtree(folder / "checkpoints")
-    flop = tflop_per_step(row, args)
     return {"val": val, "curve": curve, "tflop_per_step": flop, "passes": passes(row)}
 
 

@@ -18,6 +18,7 @@ from data.loaders import Batch
 from lib.errors import InputError
 from lib.losses import CLASS_WEIGHTS, Loss, named_losses
 from lib.model import Objective, Segmenter
+from lib.training.methods import Methods
 
 MASKED, RANDOM = 0.8, 0.1  # of the selected words: become [MASK], become any word; others stay
 TEACHER = "teacher"
@@ -25,34 +26,17 @@ DISTILL = "distill"
 
 
 @dataclass(frozen=True)
-class MaskConfig:
-    """How images and expressions are masked; the names are those of train.py's flags.
-
-    Attributes:
-        maskris_weight: of the first pass; the second has the rest.
-        maskris_ratio: part of an image's patches that are masked.
-        maskris_patch: side of a patch, pixels.
-        maskris_text: probability with which a word is selected.
-    """
-
-    maskris_weight: float = 0.5
-    maskris_ratio: float = 0.75
-    maskris_patch: int = 32
-    maskris_text: float = 0.15
-
-
-@dataclass(frozen=True)
 class MaskRIS:
     """The two passes of a training step.
 
     Attributes:
-        config: how they are masked and weighted.
+        how: they are masked and weighted.
         mask_id: of [MASK].
         special_ids: of tokens that are never selected.
         vocabulary: number of words.
     """
 
-    config: MaskConfig
+    how: Methods
     mask_id: int
     special_ids: tuple[int, ...]
     vocabulary: int
@@ -71,7 +55,7 @@ class MaskRIS:
             objective: a :class:`MaskedObjective`, bare or in DDP.
             batch: on its device, images normalised.
         """
-        weight = self.config.maskris_weight
+        weight = self.how.maskris_weight
         losses = objective(batch)
         teacher = losses.pop(TEACHER)
         yield {name: weight * loss for name, loss in losses.items()}
@@ -90,9 +74,9 @@ class MaskRIS:
             image: (B, 3, H, W), normalised; H and W are multiples of the patch.
         """
         B, _, H, W = image.shape
-        patch = self.config.maskris_patch
+        patch = self.how.maskris_patch
         rows, columns = H // patch, W // patch
-        keep = int(rows * columns * (1 - self.config.maskris_ratio))
+        keep = int(rows * columns * (1 - self.how.maskris_ratio))
         order = torch.rand(B, rows * columns, device=image.device).argsort(1)
         kept = torch.zeros(B, rows * columns, device=image.device, dtype=image.dtype)
         kept.scatter_(1, order[:, :keep], 1.0)
@@ -108,7 +92,7 @@ class MaskRIS:
         special = input_ids.new_tensor(self.special_ids)
         words = (input_ids[..., None] != special).all(-1)
         drawn = torch.rand(input_ids.shape, device=input_ids.device)
-        selected = words & (drawn < self.config.maskris_text)
+        selected = words & (drawn < self.how.maskris_text)
         kind = torch.rand(input_ids.shape, device=input_ids.device)
         any_word = torch.randint_like(input_ids, self.vocabulary)
         changed = torch.where(kind < MASKED + RANDOM, any_word, input_ids)
@@ -179,22 +163,22 @@ def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
     return -(weights * teacher * logits.log_softmax(1)).sum(1).mean()
 
 
-def build_maskris(config: MaskConfig, tokenizer: Tokenizer, img_size: int) -> MaskRIS:
+def build_maskris(how: Methods, tokenizer: Tokenizer, img_size: int) -> MaskRIS:
     """MaskRIS with the special tokens of a tokenizer.
 
     Args:
-        config: how to mask.
+        how: to mask.
         tokenizer: of the expressions.
         img_size: side of the images.
 
     Raises:
         InputError: the images do not consist of whole patches, or there is no [MASK].
     """
-    if img_size % config.maskris_patch:
+    if img_size % how.maskris_patch:
         raise InputError(
-            f"--maskris_patch {config.maskris_patch}: --img_size {img_size} is no multiple of it"
+            f"--maskris_patch {how.maskris_patch}: --img_size {img_size} is no multiple of it"
         )
     mask_id, size = tokenizer.mask_token_id, tokenizer.vocab_size
     if mask_id is None or not 0 <= mask_id < size:
         raise InputError("--maskris: the tokenizer has no [MASK]: give another --bert_tokenizer")
-    return MaskRIS(config, mask_id, tuple(sorted(set(tokenizer.all_special_ids))), size)
+    return MaskRIS(how, mask_id, tuple(sorted(set(tokenizer.all_special_ids))), size)

@@ -24,9 +24,24 @@ if TYPE_CHECKING:
 class Methods:
     """The training methods of a run; the names and defaults are those of train.py's flags.
 
-    With the defaults nothing differs from the published recipes. What the values mean stands where
-    they are used: :mod:`lib.training.maskris`, :mod:`data.mosaic`, :mod:`lib.training.schedule`,
-    :mod:`lib.training.groups` and :mod:`lib.training.ema`.
+    With the defaults nothing differs from the published recipes.
+
+    Attributes:
+        maskris: make a second pass over masked images and expressions.
+        maskris_weight: of the first pass; the second has the rest.
+        maskris_ratio, maskris_patch: part of the patches that is masked; their side, pixels.
+        maskris_text: probability with which a word is selected.
+        mosaic: probability of a 2 x 2 mosaic in place of an image.
+        mosaic_directions: the cell agrees with "left", "right", "top" and "bottom".
+        sched: 'poly', of power 0.9, or 'cosine'.
+        min_lr: the last learning rate, for groups of the full one; in proportion for others.
+        warmup_steps: the learning rate grows linearly for so many steps; then the schedule begins.
+        warmup_start: the first learning rate, as a part of the full one.
+        backbone_lr_scale: of the learning rate of Swin's and BERT's weights.
+        norm_decay: 'biases' exempts norms and embeddings; the others are of the published groups.
+        model_ema: evaluate and save a moving average of the weights.
+        model_ema_decay: of each step.
+        model_ema_warmup: less decay in early steps.
     """
 
     maskris: bool = False
@@ -54,12 +69,9 @@ class Methods:
         """
         if not self.maskris:
             return None
-        from lib.training.maskris import MaskConfig, build_maskris
+        from lib.training.maskris import build_maskris
 
-        config = MaskConfig(
-            self.maskris_weight, self.maskris_ratio, self.maskris_patch, self.maskris_text
-        )
-        return build_maskris(config, tokenizer, img_size)
+        return build_maskris(self, tokenizer, img_size)
 
     def with_mosaics(
         self, train_set: ReferDataset | MixedDataset, sampler: RandomExpressionSampler
@@ -95,10 +107,9 @@ class Methods:
         """
         if (self.sched, self.warmup_steps, self.min_lr) == ("poly", 0, 0.0):
             return optim.poly_schedule(optimizer, steps)
-        from lib.training.schedule import ScheduleConfig, build_schedule
+        from lib.training.schedule import build_schedule
 
-        config = ScheduleConfig(self.sched, self.warmup_steps, self.warmup_start, self.min_lr)
-        return build_schedule(optimizer, lr, steps, config)
+        return build_schedule(optimizer, lr, steps, self)
 
     def build_average(self, model: Segmenter) -> WeightAverage | None:
         """The moving average of a model's weights, or None."""

@@ -16,13 +16,14 @@ from lib.model import Objective, Segmenter
 from lib.runtime import compile_module
 from lib.segmentation import build_model
 from lib.training import optim, steps
-from lib.training.maskris import MaskConfig, MaskRIS
+from lib.training.maskris import MaskRIS
+from lib.training.methods import Methods
 from lib.training.steps import StepOptions, total_loss
 from lib.variants import Variant
 from utils import wrap_ddp
 
 TWO_PASSES = " maskris"
-MASKRIS = MaskRIS(MaskConfig(maskris_patch=8), mask_id=4, special_ids=(0,), vocabulary=60)
+MASKRIS = MaskRIS(Methods(maskris_patch=8), mask_id=4, special_ids=(0,), vocabulary=60)
 
 
 def model(name: str) -> Segmenter:

@@ -19,14 +19,15 @@ from lib.losses import WeightedLosses
 from lib.model import Segmenter
 from lib.swin import SWIN_SIZES, SwinSize
 from lib.training import steps
-from lib.training.maskris import MaskConfig, MaskRIS, build_maskris
+from lib.training.maskris import MaskRIS, build_maskris
+from lib.training.methods import Methods
 from lib.training.optim import build_optimizer, freeze_unused, parameter_groups, poly_schedule
 from lib.training.steps import StepOptions, train_steps
 from tests.conftest import Build
 from tests.refer_files import TINY_BERT
 
 CPU = torch.device("cpu")
-MASKRIS = MaskRIS(MaskConfig(maskris_patch=16), mask_id=4, special_ids=(0, 1, 2, 3), vocabulary=60)
+MASKRIS = MaskRIS(Methods(maskris_patch=16), mask_id=4, special_ids=(0, 1, 2, 3), vocabulary=60)
 WEIGHTS = torch.tensor([0.9, 1.1], dtype=torch.float64)[:, None, None]
 
 
@@ -123,8 +124,8 @@ def test_a_step_is_that_of_an_independent_computation(
     groups = parameter_groups(model, 0.1, lang_layers=None)
     freeze_unused(model, groups)
     other = copy.deepcopy(model)
-    config = replace(MASKRIS.config, maskris_weight=0.25)
-    maskris = replace(MASKRIS, config=config)
+    how = replace(MASKRIS.how, maskris_weight=0.25)
+    maskris = replace(MASKRIS, how=how)
     fix_masks(monkeypatch)
     batches = [make_batch(seed) for seed in range(accumulate)]
 
@@ -244,17 +245,17 @@ def test_words_are_drawn_as_in_bert() -> None:
 
 def test_the_tokenizer_tells_its_special_tokens() -> None:
     tokenizer = load_tokenizer(TINY_BERT)
-    built = build_maskris(MaskConfig(), tokenizer, 480)
+    built = build_maskris(Methods(), tokenizer, 480)
     words = tokenizer.get_vocab()
     assert built.mask_id == words["[MASK]"]
     assert {words[w] for w in ("[CLS]", "[SEP]", "[PAD]")} <= set(built.special_ids)
     assert built.vocabulary == len(words)
     with pytest.raises(InputError, match="--maskris_patch 32: --img_size 470 is no multiple of it"):
-        build_maskris(MaskConfig(), tokenizer, 470)
+        build_maskris(Methods(), tokenizer, 470)
 
 
 def test_a_tokenizer_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_tokenizer(TINY_BERT)
     monkeypatch.setattr(type(tokenizer), "mask_token_id", None, raising=False)
     with pytest.raises(InputError, match="the tokenizer has no"):
-        build_maskris(MaskConfig(), tokenizer, 480)
+        build_maskris(Methods(), tokenizer, 480)

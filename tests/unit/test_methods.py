@@ -17,7 +17,7 @@ from lib.training import optim
 from lib.training.ema import WeightAverage
 from lib.training.groups import refine
 from lib.training.methods import Methods
-from lib.training.schedule import ScheduleConfig, build_schedule
+from lib.training.schedule import build_schedule
 from tests.conftest import Build
 
 
@@ -26,7 +26,7 @@ def optimizer_of(*rates: float) -> torch.optim.AdamW:
     return optim.build_optimizer(groups, 1.0)
 
 
-def rates_of(config: ScheduleConfig, steps: int, *lrs: float) -> list[list[float]]:
+def rates_of(config: Methods, steps: int, *lrs: float) -> list[list[float]]:
     """Learning rates of each group, step by step, and after the last."""
     optimizer = optimizer_of(*lrs)
     schedule = build_schedule(optimizer, lrs[0], steps, config)
@@ -39,7 +39,7 @@ def rates_of(config: ScheduleConfig, steps: int, *lrs: float) -> list[list[float
 
 
 def test_warmup_then_poly() -> None:
-    config = ScheduleConfig(warmup_steps=4, warmup_start=0.001)
+    config = Methods(warmup_steps=4, warmup_start=0.001)
     full, tenth = rates_of(config, 10, 0.1, 0.01)
     warmup = [0.1 * (0.001 + 0.999 * i / 4) for i in range(4)]
     assert full == pytest.approx(warmup + [0.1 * (1 - i / 6) ** 0.9 for i in range(7)])
@@ -47,7 +47,7 @@ def test_warmup_then_poly() -> None:
 
 
 def test_cosine_to_the_lower_limit_which_scaled_groups_have_in_proportion() -> None:
-    full, tenth = rates_of(ScheduleConfig("cosine", min_lr=0.02), 8, 0.1, 0.01)
+    full, tenth = rates_of(Methods(sched="cosine", min_lr=0.02), 8, 0.1, 0.01)
     cosine = [(1 + math.cos(math.pi * i / 8)) / 2 for i in range(9)]
     assert full == pytest.approx([0.02 + 0.08 * c for c in cosine])
     assert tenth == pytest.approx([rate / 10 for rate in full])
@@ -56,7 +56,7 @@ def test_cosine_to_the_lower_limit_which_scaled_groups_have_in_proportion() -> N
 def test_poly_alone_is_the_published_schedule_to_the_bit() -> None:
     optimizer = optimizer_of(5e-5)
     published = optim.poly_schedule(optimizer, 7)
-    [rates] = rates_of(ScheduleConfig(), 7, 5e-5)
+    [rates] = rates_of(Methods(), 7, 5e-5)
     assert rates == [5e-5 * published.lr_lambdas[0](i) for i in range(8)]
     chosen = Methods().build_schedule(optimizer, 5e-5, 7)
     assert chosen.lr_lambdas[0].__qualname__.startswith("poly_schedule")
@@ -64,7 +64,7 @@ def test_poly_alone_is_the_published_schedule_to_the_bit() -> None:
 
 def test_a_lower_limit_above_the_rate() -> None:
     with pytest.raises(InputError, match=r"--min_lr 0.2 is above the learning rate, 0.1"):
-        build_schedule(optimizer_of(0.1), 0.1, 5, ScheduleConfig(min_lr=0.2))
+        build_schedule(optimizer_of(0.1), 0.1, 5, Methods(min_lr=0.2))
 
 
 @pytest.mark.parametrize("name", ["lavt", "crossvlt"])

@@ -487,7 +487,7 @@ class Parser(argparse.ArgumentParser):
 
 def _underscored(word: str) -> str:
     """``--batch-size=8`` becomes ``--batch_size=8``; other words stay as they are."""
-    if not re.match(r"--[A-Za-z]", word):
+    if not re.match(r"--[A-Za-z][\w-]*(=|$)", word):
         return word
     name, equals, value = word.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value

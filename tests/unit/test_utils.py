@@ -196,3 +196,5 @@ def test_flags_with_hyphens_and_underscores() -> None:
     for spelling in ("--save-every=a-b", "--save_every=a-b"):
         assert parser.parse_args([spelling]).save_every == "a-b"
     assert parser.parse_args(["--save-every", "a-b", "c-d"]).words == ["c-d"]
+    value = "--img-size 56 --ape 14"  # a flag's value may have flags of its own
+    assert parser.parse_args(["--save-every", value]).save_every == value

@@ -13,10 +13,10 @@ endif
 
 # ---- quickstart: a small LAVT learns generated images, from random weights, in minutes ----
 QS := quickstart
-QS_MODEL := --model lavt_one --swin_type micro --img_size 112 --ape 28 \
+QS_MODEL := --model lavt_one --swin_type pico --img_size 56 --ape 14 \
 	--refer_data_root $(QS)/data --ck_bert $(QS)/data/bert --bert_tokenizer $(QS)/data/bert
-QS_TRAIN := --text_from_scratch --lang_layers all --loss dice --lr 1e-3 --drop_path 0 \
-	--batch-size 16 --epochs 4 --workers 1 --amp auto --print-freq 25
+QS_TRAIN := --text_from_scratch --lang_layers all --loss ce:0.5,dice:0.5 --lr 1e-3 --drop_path 0 \
+	--warmup_steps 100 --batch-size 32 --epochs 5 --workers 1 --amp auto --print-freq 25
 QS_BEST := $(QS)/checkpoints/model_best_quickstart.pth
 
 .PHONY: help quickstart shapes page test test-cpu test-gpu parity bench bench-gpu lint \

@@ -1,4 +1,4 @@
-"""Models side by side on RefShapes, with equal steps and the quickstart's preset.
+"""Models side by side on RefShapes, with equal steps, the quickstart's preset and a micro Swin.
 
     python -m benchmarks.compare_models --data quickstart/data --models lavt_one crossvlt
 
@@ -30,7 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--data", required=True, help="a RefShapes root")
     p.add_argument("--models", nargs="+", default=["lavt_one", "crossvlt"], choices=list(MODELS))
-    p.add_argument("--epochs", type=int, help="instead of the preset's")
+    p.add_argument("--epochs", type=int, default=3)
     p.add_argument("--output", default="compare", help="folder for runs and compare.json")
     return p.parse_args(argv)
 
@@ -39,8 +39,9 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate a model; its row of the table."""
     data = Path(args.data).resolve()
     # CrossVLT validates over every expression by default, and its epochs would take longer.
-    own = ["--model", name, "--val_expressions", "one"]
-    own += ["--epochs", str(args.epochs)] if args.epochs else []
+    # The quickstart's Swin is too narrow for its heads.
+    own = ["--model", name, "--swin_type", "micro", "--val_expressions", "one"]
+    own += ["--epochs", str(args.epochs)]
     options = [*preset("QS_MODEL", data), *preset("QS_TRAIN", data), *own]
     result = train_and_test(Path(args.output).resolve() / name, options)
     with torch.device("meta"):

@@ -73,12 +73,18 @@ class WordFusion(nn.Module):
         vis_dim: channels C of the visual tokens.
         lang_dim: channels C_l of the word features.
         width: channels of the attention, a multiple of 64.
+
+    Raises:
+        InputError: ``width`` is not.
     """
 
     def __init__(self, vis_dim: int, lang_dim: int, width: int) -> None:
         super().__init__()
         if width % HEAD_WIDTH:
-            raise ValueError(f"attention width {width} is no multiple of {HEAD_WIDTH}")
+            raise InputError(
+                f"crossvlt: an attention of {width} channels is no multiple of {HEAD_WIDTH}: "
+                "give a larger --swin_type"
+            )
         self.num_heads = width // HEAD_WIDTH
         self.v_q = nn.Sequential(TokenConv1d(vis_dim, width), TokenInstanceNorm())
         self.l_q = nn.Linear(lang_dim, width)

@@ -46,6 +46,7 @@ SWIN_SIZES: dict[str, SwinSize] = {
     "large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48)),
     # Not published: trains on RefShapes on two CPU cores in minutes.
     "micro": SwinSize(32, (2, 2, 2, 2), (2, 4, 8, 16)),
+    "pico": SwinSize(16, (2, 2, 2, 2), (1, 2, 4, 8)),
 }
 
 

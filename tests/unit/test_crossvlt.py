@@ -184,7 +184,7 @@ def test_stage1_takes_at_most_six_layers(layers: int, first: int, text_config: B
 
 
 def test_a_width_that_heads_do_not_divide_raises() -> None:
-    with pytest.raises(ValueError, match="96 is no multiple of 64"):
+    with pytest.raises(InputError, match="96 channels is no multiple of 64: give a larger"):
         crossvlt.WordFusion(48, 32, 96)
 
 

@@ -27,6 +27,12 @@ CPU = torch.device("cpu")
 MODELS = ("lavt", "lavt_one", "crossvlt")
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> None:
+    """Sizes that another test compiled for would make this one's dynamic."""
+    torch.compiler.reset()
+
+
 def build(build_nano: Build, name: str) -> Segmenter:
     """Without dropout, so that two runs are comparable."""
     torch.manual_seed(0)
@@ -89,8 +95,8 @@ def test_two_graphs_serve_training_and_evaluation(
 ) -> None:
     """Whole graphs, none compiled twice, with eager's numbers: the operators are the same ones.
 
-    Tolerances, relative: losses 1e-4, norms of gradients 1e-3, logits 1e-3 of the largest; with
-    bfloat16 1e-2 each.
+    Tolerances, relative: losses 1e-4, norms of gradients 1e-3, logits with the same weights 1e-3 of
+    the largest; with bfloat16 1e-2, 1e-1 and 5e-2: graphs round to it at other places.
     """
     model = build(build_nano, name)
     if recompute:
@@ -101,13 +107,14 @@ def test_two_graphs_serve_training_and_evaluation(
     names = list(objective.state_dict())
     compile_module(objective, graphs)
     compile_module(model, graphs)
-    close = [1e-2] * 3 if options.amp == "bf16" else [1e-4, 1e-3, 1e-3]
+    close = [1e-2, 1e-1, 5e-2] if options.amp == "bf16" else [1e-4, 1e-3, 1e-3]
     for before in (1, 2):  # graphs, of training alone and of both
         steps = train(objective, options)
         for step, other in zip(steps, train(Objective(eager, cross_entropy), options), strict=True):
             torch.testing.assert_close(step.loss, other.loss, rtol=close[0], atol=0)
             torch.testing.assert_close(step.grad_norm, other.grad_norm, rtol=close[1], atol=0)
         assert graphs.frame_count == before
+        eager.load_state_dict(model.state_dict())
         for one, other in zip(
             evaluate(model, options.amp), evaluate(eager, options.amp), strict=True
         ):

@@ -1,7 +1,7 @@
 """What each way to train better is worth, on RefShapes, beside the published recipe.
 
     python -m data.refshapes --out medium/data --level medium
-    OMP_NUM_THREADS=1 python -m benchmarks.recipes --data medium/data --work recipes_study
+    OMP_NUM_THREADS=1 python -m benchmarks.recipes --data medium/data --work study --jobs 2
 
 Each row is train.py and test.py with its flags and each seed: for equal steps and, where a step
 costs more than one of the published recipe (MaskRIS, two passes), again for equal computation. Runs
@@ -16,6 +16,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--work", default="recipes_study", help="folder for the runs")
     add("--results", type=Path, default=RESULTS, help="JSON file, continued")
     add("--page", type=Path, default=PAGE, help="Markdown file that has the table")
-    add("--epochs", type=int, default=8, help="of the published recipe, an even number")
-    add("--batch_size", type=int, default=16)
+    add("--epochs", type=int, default=6, help="of the published recipe, an even number")
+    add("--batch_size", type=int, default=32)
     add("--lr", type=float, default=1e-3, help="of all rows")
     add("--warmup", type=int, default=100, help="steps")
     add("--seeds", type=int, default=3, help="number of seeds")
     add("--amp", default="off", help="see train.py")
     add("--model", default="lavt_one", choices=list(MODELS))
-    add("--swin_type", default="micro", choices=list(SWIN_SIZES))
-    add("--img_size", type=int, default=128, help="a multiple of 16, MaskRIS' patch")
+    add("--swin_type", default="pico", choices=list(SWIN_SIZES))
+    add("--img_size", type=int, default=80, help="a multiple of 16, MaskRIS' patch")
+    add("--jobs", type=int, default=1, help="runs at a time")
     add("--rows", nargs="*", default=list(ROWS), metavar="'NAME'", help="which rows")
     args = p.parse_args(argv)
     if unknown := [row for row in args.rows if row not in ROWS]:
@@ -225,11 +227,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         for budget, epochs in budgets(row, args.epochs).items()
         if f"{row} | {budget} | {seed}" not in record["runs"]
     ]
-    for i, (row, budget, epochs, seed) in enumerate(waiting, 1):
-        key = f"{row} | {budget} | {seed}"
-        print(f"run {i} of {len(waiting)}: {key}", flush=True)
-        record["runs"][key] = run(row, budget, epochs, seed, args)
-        utils.write_json(record, args.results)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = {pool.submit(run, *job, args): job for job in waiting}
+        try:
+            for done in utils.progress(as_completed(jobs), "runs", 0, len(jobs)):
+                row, budget, _, seed = jobs[done]
+                record["runs"][f"{row} | {budget} | {seed}"] = done.result()
+                utils.write_json(record, args.results)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     text = table(record["runs"])
     put_between(args.page, MARKS, text)
     print(text)

@@ -15,10 +15,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from data.loaders import prepare_batch
 from lib.evaluation.evaluator import expression_logits
-from lib.losses import cross_entropy
+from lib.losses import WeightedLosses, cross_entropy
 from lib.model import Objective, Segmenter
 from lib.runtime import compile_module, recompute_blocks
 from lib.swin import SWIN_SIZES, SwinSize
+from lib.training.maskris import MaskRIS
+from lib.training.methods import Methods
 from lib.training.optim import build_optimizer, poly_schedule
 from lib.training.steps import Step, StepOptions, train_steps
 from tests.conftest import Build
@@ -122,6 +124,25 @@ def test_two_graphs_serve_training_and_evaluation(
             torch.testing.assert_close(one, other, rtol=0, atol=close[2] * largest)
         assert graphs.frame_count == 2
     assert list(objective.state_dict()) == names
+
+
+def test_two_graphs_serve_both_passes_of_maskris(build_nano: Build) -> None:
+    """Masks are drawn outside the graphs; tolerances as above."""
+    maskris = MaskRIS(Methods(maskris_patch=4), mask_id=4, special_ids=(0,), vocabulary=60)
+    model = build(build_nano, "lavt")
+    eager = copy.deepcopy(model)
+    graphs = CompileCounterWithBackend("aot_eager")
+    objective = maskris.objective(model, WeightedLosses({"ce": 1.0}))
+    compile_module(objective, graphs)
+    options = StepOptions(maskris=maskris)
+    runs = []
+    for each in (objective, maskris.objective(eager, WeightedLosses({"ce": 1.0}))):
+        torch.manual_seed(3)
+        runs.append(train(each, options, number=3))
+    for step, other in zip(*runs, strict=True):
+        torch.testing.assert_close(step.loss, other.loss, rtol=1e-4, atol=0)
+        torch.testing.assert_close(step.grad_norm, other.grad_norm, rtol=1e-3, atol=0)
+    assert graphs.frame_count == 2
 
 
 @pytest.mark.parametrize("fill", [3, 0])

@@ -64,3 +64,30 @@ def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     path.write_text('{"settings": {"epochs": 2}, "runs": {}}')
     with pytest.raises(InputError, match="other settings: give another file by --results"):
         recipes.load(path, {"epochs": 4})
+
+
+def test_runs_are_written_as_they_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first failure ends the benchmark; started again it makes only what is missing."""
+    made: list[tuple[str, int]] = []
+
+    def fake(row: str, budget: str, epochs: int, seed: int, args: object) -> dict[str, Any]:
+        if seed == 1 and len(made) < 3:
+            raise InputError("train.py failed")
+        made.append((row, seed))
+        return one(50 + seed, [(10, 5.0, 30.0), (20, 10.0, 50.0)])
+
+    monkeypatch.setattr(recipes, "run", fake)
+    page, results = tmp_path / "page.md", tmp_path / "r.json"
+    page.write_text("\n".join(recipes.MARKS))
+    own = ["--rows", "published", "Dice", "--seeds", "2", "--results", str(results)]
+    with pytest.raises(InputError, match=r"train\.py failed"):
+        recipes.main([*own, "--page", str(page)])
+    assert {("published", 0), ("Dice", 0)} == set(made)
+    made.append(("other", 0))
+    recipes.main([*own, "--page", str(page), "--jobs", "2"])
+    recipes.main([*own, "--page", str(page), "--jobs", "2"])
+    assert made.count(("Dice", 1)) == made.count(("published", 1)) == 1
+    assert "| Dice | steps | 2 | 50.50" in page.read_text()
+    assert "| Dice |" in capsys.readouterr().out

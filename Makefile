@@ -16,7 +16,7 @@ QS := quickstart
 QS_MODEL := --model lavt_one --swin_type pico --img_size 56 --ape 14 \
 	--refer_data_root $(QS)/data --ck_bert $(QS)/data/bert --bert_tokenizer $(QS)/data/bert
 QS_TRAIN := --text_from_scratch --lang_layers all --loss ce:0.5,dice:0.5 --lr 1e-3 --drop_path 0 \
-	--warmup_steps 100 --batch-size 32 --epochs 6 --workers 1 --amp auto --print-freq 25
+	--warmup_steps 100 --batch-size 32 --epochs 5 --workers 1 --amp auto --print-freq 25
 QS_BEST := $(QS)/checkpoints/model_best_quickstart.pth
 
 .PHONY: help quickstart shapes page test test-cpu test-gpu parity bench bench-gpu lint \

@@ -48,7 +48,7 @@ help:  ## this list
 $(QS)/data/refshapes.json: .venv/.ready
 	$(RUN) -m data.refshapes --out $(QS)/data --level easy --jobs 2 --force
 
-quickstart: .venv/.ready $(QS)/data/refshapes.json  ## train, evaluate and draw, 15 minutes on 2 cores
+quickstart: .venv/.ready $(QS)/data/refshapes.json  ## train, evaluate and draw, 14 minutes on 2 slow cores
 	$(RUN) train.py $(QS_MODEL) $(QS_TRAIN) --model_id quickstart --output-dir $(QS)/checkpoints
 	$(RUN) test.py --resume $(QS_BEST) --refer_data_root $(QS)/data \
 		--split val,testA,testB --control --batch-size 32 --workers 1 --results $(QS)/results.json

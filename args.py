@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,11 +52,11 @@ class Parser(utils.Parser):
         words = expand_recipes(sys.argv[1:] if args is None else args, self.prog)
         parsed = super().parse_known_args(words, namespace)
         if getattr(parsed[0], "fast", ""):
-            from lib.fast import fast_flags  # needed for this flag only
+            from lib.fast import describe, fast_flags  # needed for this flag only
 
             flags = fast_flags(parsed[0].device, self.prog, utils.environment_number("LOCAL_RANK"))
             parsed = super().parse_known_args([*flags, *words], namespace)
-            parsed[0].fast = " ".join(flags) or "no other flag here"
+            parsed[0].fast = describe(flags, vars(parsed[0]))
         return parsed
 
 
@@ -479,7 +480,16 @@ def check_methods(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
     for name, value in vars(args).items():
         switch = next((s for s in SWITCHES if name.startswith(f"{s}_")), None)
         if switch and value != p.get_default(name) and not getattr(args, switch):
-            raise InputError(f"--{name} {value} has no meaning without --{switch}")
+            given = f"--{name}" if value is True else f"--{name} {value}"
+            raise InputError(f"{given} has no meaning without --{switch}")
+    if args.warmup_start != p.get_default("warmup_start") and not args.warmup_steps:
+        raise InputError(
+            f"--warmup_start {args.warmup_start} has no meaning without --warmup_steps"
+        )
+    if args.model_ema_decay == 1:
+        raise InputError("--model_ema_decay 1: the average would never change: must be below 1")
+    if args.wandb is not None and find_spec("wandb") is None:
+        raise InputError("--wandb needs a package: pip install wandb")
 
 
 def parts(args: argparse.Namespace) -> list[tuple[str, str]]:

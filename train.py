@@ -109,7 +109,7 @@ def train(args: argparse.Namespace, signals: StopSignals) -> None:
         log.info("%s", line)
     optimizer = optim.build_optimizer(groups, lr, args.amsgrad)
     steps = len(sampler) // args.accumulate
-    scheduler = methods.build_schedule(optimizer, lr, steps * args.epochs)
+    scheduler = methods.build_schedule(optimizer, lr, steps * args.epochs, resumed=bool(resume))
     losses = parse_losses(args.loss)
     config = select(TrainConfig, args, protocol=protocol_of(args).label, loss=losses)
     trainer = Trainer(

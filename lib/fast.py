@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -53,3 +54,18 @@ def _amp(device: torch.device) -> list[str]:
     """bf16 where the hardware has it; PyTorch would emulate it elsewhere, which is slow."""
     amp = resolve_amp("auto", device)
     return [] if amp == "off" else ["--amp", amp]
+
+
+def describe(flags: Sequence[str], in_effect: Mapping[str, object]) -> str:
+    """The flags of :func:`fast_flags`, without those that others on the command line replaced.
+
+    Args:
+        flags: of a command line.
+        in_effect: the values that hold, by the flags' names.
+    """
+    kept: list[str] = []
+    for flag, value in zip(flags, [*flags, "--"][1:], strict=True):
+        wanted = True if value.startswith("--") else value
+        if flag.startswith("--") and in_effect.get(flag[2:]) == wanted:
+            kept += [flag] if wanted is True else [flag, value]
+    return " ".join(kept) or "no other flag here"

@@ -103,7 +103,7 @@ def parse_losses(text: str) -> dict[str, float]:
         InputError: a name is unknown or given twice, or the weights are not usable.
     """
     weights: dict[str, float] = {}
-    for name, colon, weight in (part.partition(":") for part in text.split(",")):
+    for name, colon, weight in (part.partition(":") for part in text.replace(" ", "").split(",")):
         if name not in LOSSES or name in weights:
             what = "is named twice" if name in weights else f"is none of {', '.join(LOSSES)}"
             raise InputError(f"--loss {text}: '{name}' {what}; give one, or ce:0.9,dice:0.1")

@@ -146,7 +146,8 @@ def load_training(
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
         raise InputError(
             f"the training state in {path} does not fit ({e}): resume with the flags "
-            "(--model, --swin_type, --lang_layers) of the run that wrote it"
+            "(--model, --swin_type, --lang_layers, --norm_decay, --backbone_lr_scale) of the run "
+            "that wrote it"
         ) from e
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from timm.utils import ModelEmaV3
-from torch import Tensor
 
 from lib.errors import InputError
 from lib.model import Segmenter
@@ -29,10 +27,6 @@ class WeightAverage:
     def __init__(self, model: Segmenter, decay: float, warmup: bool) -> None:
         self.ema = ModelEmaV3(model, decay=decay, use_warmup=warmup)
         self.model: Segmenter = self.ema.module.requires_grad_(False)
-
-    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """The buffers, with names that the model's do not have."""
-        return self.model.named_buffers(prefix="average")
 
     def update(self, model: Segmenter, step: int) -> None:
         """Follow the weights after a step, counted from 1."""

@@ -172,11 +172,18 @@ def build_maskris(how: Methods, tokenizer: Tokenizer, img_size: int) -> MaskRIS:
         img_size: side of the images.
 
     Raises:
-        InputError: the images do not consist of whole patches, or there is no [MASK].
+        InputError: the images do not consist of whole patches, none would be left, or there is no
+            [MASK].
     """
     if img_size % how.maskris_patch:
         raise InputError(
             f"--maskris_patch {how.maskris_patch}: --img_size {img_size} is no multiple of it"
+        )
+    patches = (img_size // how.maskris_patch) ** 2
+    if not int(patches * (1 - how.maskris_ratio)):
+        raise InputError(
+            f"--maskris_ratio {how.maskris_ratio:g} leaves none of an image's {patches} patches: "
+            "lower it, or --maskris_patch"
         )
     mask_id, size = tokenizer.mask_token_id, tokenizer.vocab_size
     if mask_id is None or not 0 <= mask_id < size:

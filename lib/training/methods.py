@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from lib.errors import InputError
 from lib.model import Segmenter
 from lib.training import optim
 
@@ -99,17 +100,27 @@ class Methods:
 
         return refine(model, groups, lr, self.backbone_lr_scale, biases_only=biases_only)
 
-    def build_schedule(self, optimizer: torch.optim.Optimizer, lr: float, steps: int) -> LambdaLR:
+    def build_schedule(
+        self, optimizer: torch.optim.Optimizer, lr: float, steps: int, *, resumed: bool = False
+    ) -> LambdaLR:
         """The schedule of the learning rate.
+
+        Args:
+            optimizer: of the run.
+            lr: its full learning rate; a resumed run has that of its checkpoint.
+            steps: of the run.
+            resumed: whether it goes on with a checkpoint.
 
         Raises:
             InputError: ``min_lr`` is above the learning rate.
         """
         if (self.sched, self.warmup_steps, self.min_lr) == ("poly", 0, 0.0):
             return optim.poly_schedule(optimizer, steps)
+        if self.min_lr > lr and not resumed:
+            raise InputError(f"--min_lr {self.min_lr:g} is above the learning rate, {lr:g}")
         from lib.training.schedule import build_schedule
 
-        return build_schedule(optimizer, lr, steps, self)
+        return build_schedule(optimizer, steps, self)
 
     def build_average(self, model: Segmenter) -> WeightAverage | None:
         """The moving average of a model's weights, or None."""

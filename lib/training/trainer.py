@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from lib.training.maskris import MaskRIS
 
 
+AVERAGE = "average"  # begins the names of the average's buffers
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How a run trains; the names are those of train.py's flags.
@@ -387,6 +390,8 @@ class Trainer:
             return
         state = rank_states[self.info.rank]
         for name, buffer in self._buffers().items():
+            if name.startswith(AVERAGE) and name not in state["buffers"]:
+                continue  # --model_ema is new: the average begins with the statistics so far
             if state["buffers"][name].shape != buffer.shape:
                 raise ValueError(f"shape of {name}")
         generator, own = state["rng"][0], torch.get_rng_state()
@@ -404,13 +409,14 @@ class Trainer:
         if self.rank_state is None:
             return
         for name, buffer in self._buffers().items():
-            buffer.copy_(self.rank_state["buffers"][name])
+            if name in self.rank_state["buffers"]:
+                buffer.copy_(self.rank_state["buffers"][name])
         utils.set_rng_state(self.rank_state["rng"], self.info.device)
         self.rank_state = None
 
     def _buffers(self) -> dict[str, Tensor]:
         """Batch norm statistics, which differ between ranks on a CPU within an epoch."""
-        averaged = self.average.named_buffers() if self.average else ()
+        averaged = self.average.model.named_buffers(AVERAGE) if self.average else ()
         named = (*self.model.named_buffers(), *averaged)
         return {n: b for n, b in named if b.is_floating_point()}
 

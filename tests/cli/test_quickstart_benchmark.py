@@ -30,10 +30,11 @@ def test_flops_of_a_step(shapes: Shapes) -> None:
 
 def test_a_run(shapes: Shapes, tmp_path: Path) -> None:
     """train.py and test.py, on a few images."""
-    own = ["--loss", "ce", "--workers", "0", "--epochs", "1", "--device", "cpu"]
-    found = preset.train_and_test(tmp_path, [*options(shapes.root), *own], control=True)
+    own = ["--loss", "ce", "--workers", "0", "--epochs", "1", "--batch_size", "4"]
+    flags = [*options(shapes.root), *own]
+    found = preset.train_and_test(tmp_path, flags, control=True)
     assert found["splits"].keys() == set(preset.SPLITS) >= found["control"].keys() >= {"val"}
-    assert found["tflop"] == found["steps"] * preset.step_flops(options(shapes.root)) / 1e12
+    assert found["tflop"] == found["steps"] * preset.step_flops(flags) / 1e12
     assert found["seconds"] > 0
 
 

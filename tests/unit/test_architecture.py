@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lib.errors",),
 )
 # A benchmark may be run by another; the figures of attention belong to the predictor's layer.
-BUDGET_FILES, BUDGET_LINES = 44, 7950  # of the project's files that `import train` loads
+BUDGET_FILES, BUDGET_LINES = 44, 7980  # of the project's files that `import train` loads
 
 
 def module_of(name: str) -> str:

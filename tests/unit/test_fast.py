@@ -71,6 +71,8 @@ def test_flags_that_are_given_win(gpu: pytest.MonkeyPatch, tmp_path: Path) -> No
     args = parse_train([*without, "--fast"])
     assert switches(args) == [False] * 4
     assert args.amp == "bf16"
+    assert args.fast == "--amp bf16"  # what is printed
+    assert "--amp" not in parse_train(["--fast", "--amp", "off"]).fast
     recipe = tmp_path / "quick.args"
     recipe.write_text("--fast\n--amp fp16\n")
     assert parse_train([f"@{recipe}"]).amp == "fp16"

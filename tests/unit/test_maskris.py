@@ -252,6 +252,8 @@ def test_the_tokenizer_tells_its_special_tokens() -> None:
     assert built.vocabulary == len(words)
     with pytest.raises(InputError, match="--maskris_patch 32: --img_size 470 is no multiple of it"):
         build_maskris(Methods(), tokenizer, 470)
+    with pytest.raises(InputError, match="leaves none of an image's 1 patches"):
+        build_maskris(Methods(), tokenizer, 32)
 
 
 def test_a_tokenizer_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:

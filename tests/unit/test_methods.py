@@ -29,7 +29,7 @@ def optimizer_of(*rates: float) -> torch.optim.AdamW:
 def rates_of(config: Methods, steps: int, *lrs: float) -> list[list[float]]:
     """Learning rates of each group, step by step, and after the last."""
     optimizer = optimizer_of(*lrs)
-    schedule = build_schedule(optimizer, lrs[0], steps, config)
+    schedule = build_schedule(optimizer, steps, config)
     rows = []
     for _ in range(steps + 1):
         rows.append([group["lr"] for group in optimizer.param_groups])
@@ -62,9 +62,22 @@ def test_poly_alone_is_the_published_schedule_to_the_bit() -> None:
     assert chosen.lr_lambdas[0].__qualname__.startswith("poly_schedule")
 
 
+def test_a_resumed_run_has_the_lower_limit_of_its_own_rate() -> None:
+    """The checkpoint's learning rate counts, not that of the command line."""
+    optimizer = optimizer_of(1e-4, 1e-5)
+    schedule = Methods(sched="cosine", min_lr=5e-4).build_schedule(optimizer, 1e-4, 4, resumed=True)
+    for group, rate in zip(optimizer.param_groups, (1e-2, 1e-3), strict=True):
+        group["initial_lr"] = rate
+    schedule.base_lrs = [1e-2, 1e-3]
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5e-4, 5e-5])
+
+
 def test_a_lower_limit_above_the_rate() -> None:
     with pytest.raises(InputError, match=r"--min_lr 0.2 is above the learning rate, 0.1"):
-        build_schedule(optimizer_of(0.1), 0.1, 5, Methods(min_lr=0.2))
+        Methods(min_lr=0.2).build_schedule(optimizer_of(0.1), 0.1, 5)
 
 
 @pytest.mark.parametrize("name", ["lavt", "crossvlt"])
@@ -156,8 +169,10 @@ def test_the_methods_of_a_run_are_the_flags() -> None:
     [
         ("--loss focal", "--loss focal: 'focal' is none of ce, dice, dice_sum"),
         ("--maskris_ratio 0.5", "--maskris_ratio 0.5 has no meaning without --maskris"),
-        ("--mosaic_directions", "--mosaic_directions True has no meaning without --mosaic"),
+        ("--mosaic_directions", "--mosaic_directions has no meaning without --mosaic"),
         ("--model_ema_decay 0.9", "--model_ema_decay 0.9 has no meaning without --model_ema"),
+        ("--warmup_start 0.5", "--warmup_start 0.5 has no meaning without --warmup_steps"),
+        ("--model_ema --model_ema_decay 1", "the average would never change"),
         ("--maskris --maskris_ratio 1.5", "--maskris_ratio 1.5: must be in"),
         ("--maskris --maskris_text nan", "--maskris_text nan: must be in"),
         ("--maskris --maskris_patch 0", "--maskris_patch 0: must be above 0"),

@@ -488,7 +488,7 @@ def check_methods(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
         )
     if args.model_ema_decay == 1:
         raise InputError("--model_ema_decay 1: the average would never change: must be below 1")
-    if args.wandb is not None and find_spec("wandb") is None:
+    if args.wandb is not None and not ("wandb" in sys.modules or find_spec("wandb")):
         raise InputError("--wandb needs a package: pip install wandb")
 
 

@@ -36,6 +36,7 @@ def no_shift_in_one_window(patch: Patch, model: LAVT) -> None:
         with pytest.MonkeyPatch.context() as inner:
             if max(x.shape[1:3]) <= self.window_size:
                 inner.setattr(self, "shift", 0)
+                inner.setattr(self.attn, "shift", 0)
             return attend(self, x)
 
     patch.setattr(swin.SwinBlock, "attend", as_classification_swin)
@@ -107,7 +108,7 @@ def merging_in_row_order(patch: Patch, model: LAVT) -> None:
 
 def no_region_mask(patch: Patch, model: LAVT) -> None:
     def none(H: int, W: int, window_size: int, shift: int, like: Tensor) -> Tensor:
-        return like.new_zeros(())
+        return like.new_zeros((H // window_size) * (W // window_size), 1, 1, 1)
 
     patch.setattr(swin, "shift_mask", none)
 

@@ -165,7 +165,8 @@ def test_what_train_py_saves_is_what_the_release_reads(
     optimizer = optim.build_optimizer(groups, 5e-5)
     # Only the state is used, so most of a trainer is left out.
     trainer = Trainer.__new__(Trainer)
-    trainer.model, trainer.optimizer = model, optimizer
+    trainer.model = trainer.evaluated = model
+    trainer.average, trainer.optimizer = None, optimizer
     trainer.scheduler = optim.poly_schedule(optimizer, 10)
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
     trainer.info = DistInfo(0, 1, torch.device("cpu"))

@@ -157,15 +157,14 @@ class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with relative position bias (Swin paper, Eq. 4).
 
     Args:
-        dim, window_size, num_heads, shift: as in :class:`SwinBlock`.
+        dim, window_size, num_heads: as in :class:`SwinBlock`.
     """
 
     relative_position_index: Tensor
 
-    def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0) -> None:
+    def __init__(self, dim: int, window_size: int, num_heads: int) -> None:
         super().__init__()
         self.window_size = window_size
-        self.shift = shift
         self.num_heads = num_heads
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
@@ -175,15 +174,15 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
-        """(B, nW, N, C) tokens of the windows of padded maps (H, W) -> the same shape."""
+    def forward(self, x: Tensor, H: int, W: int, shift: int = 0) -> Tensor:
+        """(B, nW, N, C) tokens of the windows of padded, shifted maps (H, W) -> the same shape."""
         B, nW, N, C = x.shape
         heads = self.num_heads
         qkv = self.qkv(x).view(B, nW, N, 3, heads, C // heads).permute(3, 0, 1, 4, 2, 5)
         bias = self.bias().to(qkv.dtype)  # (heads, N, P)
-        if self.shift > 0:
+        if shift > 0:
             # Windows and heads share an axis, so that the mask is broadcast over B.
-            mask = shift_mask(H, W, self.window_size, self.shift, like=bias)
+            mask = shift_mask(H, W, self.window_size, shift, like=bias)
             bias = (bias + mask).flatten(0, 1)  # (nW * heads, N, P)
             q, k, v = qkv.flatten(2, 3).unbind(0)
         else:
@@ -240,7 +239,7 @@ class SwinBlock(nn.Module):
         self.window_size = window_size
         self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads, shift)
+        self.attn = WindowAttention(dim, window_size, num_heads)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
@@ -268,7 +267,7 @@ class SwinBlock(nn.Module):
         Hp, Wp = x.shape[1:3]
         if s > 0:
             x = x.roll((-s, -s), dims=(1, 2))
-        x = join_windows(self.attn(split_windows(x, w), Hp, Wp), w, Hp, Wp)
+        x = join_windows(self.attn(split_windows(x, w), Hp, Wp, s), w, Hp, Wp)
         if s > 0:
             x = x.roll((s, s), dims=(1, 2))
         return x[:, :H, :W]

@@ -71,7 +71,8 @@ def test_every_row_of_the_benchmark_is_an_ablation() -> None:
 
 def test_the_benchmark_takes_the_quickstarts_options(tmp_path: Path) -> None:
     args = parse_train([*preset.preset("QS_MODEL", tmp_path), *preset.preset("QS_TRAIN", tmp_path)])
-    assert (args.model, args.swin_type, args.loss, args.lr) == ("lavt_one", "micro", "dice", 1e-3)
+    assert (args.model, args.swin_type, args.lr) == ("lavt_one", "pico", 1e-3)
+    assert args.loss == "ce:0.5,dice:0.5"
     assert args.refer_data_root == str(tmp_path)
     with pytest.raises(ValueError, match="no QS_NONE"):
         preset.preset("QS_NONE", tmp_path)

@@ -1,6 +1,6 @@
 """What each way to train better is worth, on RefShapes, beside the published recipe.
 
-    python -m data.refshapes --out medium/data --level medium
+    python -m data.refshapes --out medium/data --level medium --scenes 1000 --val_scenes 100
     OMP_NUM_THREADS=1 python -m benchmarks.recipes --data medium/data --work study --jobs 2
 
 Each row is train.py and test.py with its flags and each seed: for equal steps and, where a step
@@ -41,7 +41,7 @@ ROWS = {
     "warm-up, scaled rates": WARM,
     "EMA": "--model_ema --model_ema_warmup",
     "mosaic": "--mosaic 0.5 --mosaic_directions",
-    "MaskRIS": "--maskris --maskris_patch 16 --clip_grad 1",
+    "MaskRIS": "--maskris --maskris_patch 8 --clip_grad 1",
 }
 ROWS["all together"] = " ".join(filter(None, ROWS.values()))
 STEPS, COMPUTE = "steps", "computation"
@@ -57,15 +57,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--work", default="recipes_study", help="folder for the runs")
     add("--results", type=Path, default=RESULTS, help="JSON file, continued")
     add("--page", type=Path, default=PAGE, help="Markdown file that has the table")
-    add("--epochs", type=int, default=6, help="of the published recipe, an even number")
+    add("--epochs", type=int, default=4, help="of the published recipe, an even number")
     add("--batch_size", type=int, default=32)
     add("--lr", type=float, default=1e-3, help="of all rows")
-    add("--warmup", type=int, default=100, help="steps")
+    add("--warmup", type=int, default=50, help="steps")
     add("--seeds", type=int, default=3, help="number of seeds")
     add("--amp", default="off", help="see train.py")
     add("--model", default="lavt_one", choices=list(MODELS))
     add("--swin_type", default="pico", choices=list(SWIN_SIZES))
-    add("--img_size", type=int, default=80, help="a multiple of 16, MaskRIS' patch")
+    add("--img_size", type=int, default=56, help="a multiple of 8, MaskRIS' patch")
     add("--jobs", type=int, default=1, help="runs at a time")
     add("--rows", nargs="*", default=list(ROWS), metavar="'NAME'", help="which rows")
     args = p.parse_args(argv)

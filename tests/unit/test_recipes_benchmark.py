@@ -23,7 +23,8 @@ def test_every_row_is_a_command_line() -> None:
     for row in recipes.ROWS:
         flags = parse_train([*recipes.flags_of(row, args), *recipes.data_flags(args)])
         assert flags.maskris == (recipes.passes(row) == 2)
-    assert flags.maskris and flags.img_size % flags.maskris_patch == 0
+    assert flags.maskris
+    assert flags.img_size % flags.maskris_patch == 0
     given = (flags.loss, flags.model_ema, flags.mosaic, flags.warmup_steps)
     assert given == ("dice", True, 0.5, args.warmup)
 

@@ -95,6 +95,24 @@ def test_the_average_is_evaluated_and_saved(
     assert "damaged.pth: its 'raw_model' is damaged" in message
 
 
+def test_methods_that_are_new_within_an_epoch(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An average may begin there; other parameter groups are refused, with the flag's name."""
+    options = [*options, "--model", "lavt_one", "--epochs", "1", "--model_id", "a"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, signal.SIGTERM)
+        with pytest.raises(utils.Stopped):
+            train_script.main(options)
+    options += ["--resume", "checkpoints/model_last_a.pth"]
+    message = one_line_error(train_script.main, [*options, "--backbone_lr_scale", "0.1"])
+    assert "resume with the flags" in message
+    assert "--backbone_lr_scale" in message
+    train_script.main([*options, "--model_ema", "--model_ema_decay", "0.5"])
+    saved = state("a")
+    assert any(not torch.equal(v, saved["raw_model"][k]) for k, v in saved["model"].items())
+
+
 class FakeWandb(SimpleNamespace):
     """The functions of wandb that are used; remembers what they were given."""
 

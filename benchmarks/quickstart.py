@@ -63,13 +63,15 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return markdown(head, lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run all seeds, write the file, print the table.
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the seeds that are not in the file yet, and write it after each.
+
+    Returns:
+        the file's content: ``options``, and ``rows`` by seed.
 
     Raises:
         InputError: the file is of other options.
     """
-    args = parse(argv)
     path = Path(args.output) / "seeds.json"
     record: dict[str, Any] = {"options": args.options, "rows": {}}
     if path.is_file():
@@ -80,7 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if str(seed) not in record["rows"]:
             record["rows"][str(seed)] = run(seed, args) | {"environment": utils.environment()}
             utils.write_json(record, path)
-    print(table(record["rows"]))
+    return record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all seeds, print the table."""
+    print(table(measure(parse(argv))["rows"]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import preset, quickstart
+from args import parse_train
+from benchmarks import compare_models, preset, quickstart
 from lib.errors import InputError
 from tests.scripts import Shapes
 
@@ -40,7 +41,8 @@ def test_a_run(shapes: Shapes, tmp_path: Path) -> None:
 
 def result(score: float) -> dict[str, Any]:
     splits = {split: {"oIoU": score - 5, "mIoU": score} for split in preset.SPLITS}
-    return {"splits": splits, "control": {"val": 60.0}, "tflop": 30.0, "seconds": 500.0}
+    cost = {"tflop": 30.0, "seconds": 500.0, "seconds_per_step": 0.5, "peak_memory_gb": 1.0}
+    return {"splits": splits, "control": {"val": 60.0}, **cost}
 
 
 def test_seeds(
@@ -68,3 +70,30 @@ def test_seeds(
     assert list(written["rows"]) == ["3", "4"]
     with pytest.raises(InputError, match="other --options"):
         quickstart.main([*own[:-1], "--seeds", "3"])
+
+
+def test_models(
+    shapes: Shapes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same seeds and epochs for each; the table has the means."""
+    done: list[list[str]] = []
+
+    def fake(folder: Path, options: list[str], *, control: bool) -> object:
+        done.append(options)
+        return result(70.0 + 10 * len(done))
+
+    monkeypatch.setattr(quickstart, "train_and_test", fake)
+    own = ["--data", str(shapes.root), "--output", str(tmp_path / "out"), "--epochs", "7"]
+    compare_models.main([*own, "--seeds", "1", "2"])
+    given = [parse_train(options) for options in done]
+    assert [(a.model, a.seed, a.epochs, a.swin_type) for a in given] == [
+        (name, seed, 7, "micro") for name in ("lavt_one", "crossvlt") for seed in (1, 2)
+    ]
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    assert rows[0].startswith("| lavt_one | 2 | 80.00 | 85.00 |")
+    assert rows[1].startswith("| crossvlt | 2 | 100.00 | 105.00 |")
+    written = json.loads((tmp_path / "out/compare.json").read_text())
+    assert list(written["models"]["crossvlt"]["rows"]) == ["1", "2"]

@@ -530,7 +530,7 @@ class Trainer:
         self.loss_count += len(good)
         self.recent.clear()
         parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        shown = f"  ({parts})" if len(losses) > 1 else ""
+        shown = f"  ({parts})" if parts else ""
         log.info("%s  loss %.4f%s  lr %.3g  %.3f s/step", self.where(), loss, shown, last.lr, pace)
         record = {"kind": "step", "epoch": self.epoch, "step": self.epoch * self.steps + self.step}
         record |= {"loss": loss, "losses": losses, "lr": last.lr}

@@ -19,7 +19,7 @@ from data.dataset_refer_bert import ReferDataset
 from data.loaders import collate, prepare_batch
 from lib import visualize
 from lib.evaluation.evaluator import decide_mask, expression_logits
-from lib.training.trainer import Trainer
+from lib.training.trainer import TENSORBOARD, Trainer
 
 SCORES = ("oIoU", "mIoU", "cIoU", "gIoU", "N_acc", "T_acc", "Acc")
 SHOWN = 4  # predictions of each validation
@@ -118,7 +118,7 @@ def open_trackers(trainer: Trainer, done: int, *, resumed: bool) -> Trackers:
     if config.tensorboard:
         from lib.training.tensorboard import Board
 
-        writers.append(Board(trainer.folder / "tensorboard", done))
+        writers.append(Board(trainer.folder / TENSORBOARD, done))
     if config.wandb is not None:
         from lib.training.wandb import Wandb
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lib.training.maskris import MaskRIS
 
 
+TENSORBOARD = "tensorboard"  # a folder
 AVERAGE = "average"  # begins the names of the average's buffers
 
 
@@ -439,8 +440,10 @@ class Trainer:
                 self.metrics_file,
                 lambda r: r["epoch"] < self.epoch or (r["kind"] == "step" and r["step"] <= done),
             )
-        elif self.metrics_file.is_file():
-            rename_existing(self.metrics_file)
+        else:
+            for path in (self.metrics_file, self.folder / TENSORBOARD):
+                if path.exists():
+                    rename_existing(path)
         if not restarted and (self.arguments["resume"] != "auto" or not resume):
             for path in self.files.rename_existing(keep=resume):
                 log.info("the checkpoint of an earlier run is now %s", path)

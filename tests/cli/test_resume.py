@@ -512,6 +512,11 @@ def test_tensorboard_shows_the_metrics_lines(
         assert [v for _, v in shown[name]] == pytest.approx([v for _, v in expected])
     val = [(r["step"], r["val"]["mIoU"]) for r in lines("lavt") if r["kind"] == "epoch"]
     assert shown["val/mIoU"] == [(s, pytest.approx(v)) for s, v in val]
+    # A fresh run of the same name does not write into the earlier run's files.
+    train_script.main([*options, "--epochs", "1"])
+    assert scalars(Path("models/lavt/tensorboard.1")) == shown
+    later = scalars(Path("models/lavt/tensorboard"))["val/mIoU"]
+    assert len(later) == 1 < len(shown["val/mIoU"])
 
 
 def test_tensorboard_on_a_full_disk(

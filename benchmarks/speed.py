@@ -153,20 +153,23 @@ def cases(args: argparse.Namespace) -> list[Case]:
 # ---- the machine ----
 
 
-def matmuls(dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Callable[[], Any], int]]:
-    """PyTorch's ways to multiply large matrices, each with the FLOPs of a call."""
-    n = 8192 if device.type == "cuda" else 2048
+def matmuls(
+    dtype: torch.dtype, device: torch.device, n: int | None = None
+) -> dict[str, tuple[Callable[[], Any], int]]:
+    """PyTorch's ways to multiply matrices of ``n`` rows (large), each with the FLOPs of a call."""
+    n = n or (8192 if device.type == "cuda" else 2048)
+    channels = min(n, 512)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     linear = torch.nn.Linear(n, n, bias=False, device=device, dtype=dtype).requires_grad_(False)
     if cpu.pays():
         cpu.accelerate(linear)
-    maps = torch.randn(1, 512, 64, 64, device=device).to(dtype)
-    weight = torch.randn(512, 512, 3, 3, device=device).to(dtype)
+    maps = torch.randn(1, channels, 64, 64, device=device).to(dtype)
+    weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
     maps, weight = (t.to(memory_format=torch.channels_last) for t in (maps, weight))
     return {
         "torch.mm": (lambda: torch.mm(a, b), 2 * n**3),
         "linear": (partial(linear, a), 2 * n**3),
-        "conv2d": (lambda: F.conv2d(maps, weight, padding=1), 2 * 9 * 512 * 512 * 64 * 64),
+        "conv2d": (lambda: F.conv2d(maps, weight, padding=1), 2 * 9 * channels**2 * 64 * 64),
     }
 
 

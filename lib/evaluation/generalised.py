@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from lib.evaluation.counts import Bools, Floats, Ints, ratio
 from lib.evaluation.metrics import COLUMNS, PRECISION_AT, Metrics, sample_iou, summarise
 
 HIGH_PRECISION_AT = (0.7, 0.8, 0.9)
+C = TypeVar("C", bound="TargetCounts")
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,14 @@ def _lines(row: dict[str, float]) -> str:
     return "Final results:\n" + "\n".join(lines) + "\n"
 
 
-class GeneralisedCounts(NamedTuple):
-    """Counts of N samples of gRefCOCO; see :class:`lib.evaluation.counts.SampleCounts`.
+class TargetCounts(NamedTuple):
+    """Counts of N samples some of which have no target.
 
     Attributes:
         intersection, union: of the predicted and true masks, (N,), pixels.
         no_target: (N,), whether there is none in truth.
-        predicted_no_target: (N,), whether the prediction is that there is none.
+        predicted_no_target: (N,), whether the prediction is that there is none; for Ref-ZOM,
+            whether its mask has no pixel.
     """
 
     intersection: Ints
@@ -109,12 +111,16 @@ class GeneralisedCounts(NamedTuple):
     no_target: Bools
     predicted_no_target: Bools
 
+    def take(self: C, rows: npt.NDArray[Any]) -> C:
+        return type(self)(*(column[rows] for column in self))
+
+
+class GeneralisedCounts(TargetCounts):
+    """Counts of gRefCOCO; see :class:`lib.evaluation.counts.SampleCounts`."""
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (*(f"P@{k}" for k in HIGH_PRECISION_AT), "cIoU", "gIoU", "N_acc", "T_acc")
-
-    def take(self, rows: npt.NDArray[Any]) -> GeneralisedCounts:
-        return GeneralisedCounts(*(column[rows] for column in self))
 
     def iou(self) -> Floats:
         """1 for a missing target that is predicted to be missing, 0 where one of both is."""
@@ -155,23 +161,12 @@ class GeneralisedCounts(NamedTuple):
         return 100 * np.column_stack([hits, *rows, ratio(present, targets)])
 
 
-class ZeroTargetCounts(NamedTuple):
-    """Counts of N samples of Ref-ZOM; as :class:`GeneralisedCounts`.
-
-    ``predicted_no_target`` is whether the predicted mask has no pixel.
-    """
-
-    intersection: Ints
-    union: Ints
-    no_target: Bools
-    predicted_no_target: Bools
+class ZeroTargetCounts(TargetCounts):
+    """Counts of Ref-ZOM; see :class:`lib.evaluation.counts.SampleCounts`."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (*COLUMNS, "Acc")
-
-    def take(self, rows: npt.NDArray[Any]) -> ZeroTargetCounts:
-        return ZeroTargetCounts(*(column[rows] for column in self))
 
     def iou(self) -> Floats:
         """1 for a missing target whose mask is empty."""

@@ -21,7 +21,7 @@ import utils
 from args import Parser, model_options, parse_train
 from benchmarks import quickstart
 from benchmarks.pages import markdown
-from benchmarks.preset import SPLITS, preset
+from benchmarks.preset import SPLITS
 from lib.segmentation import MODELS, build_model
 
 
@@ -49,11 +49,10 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     own = f"--model {name} --swin_type micro --val_expressions one --epochs {args.epochs}"
     output = ["--output", str(Path(args.output) / name)]
     seeds = ["--seeds", *map(str, args.seeds)]
-    words = ["--data", args.data, *seeds, f"--options={own}", *output]
-    rows = quickstart.measure(quickstart.parse(words))["rows"]
-    words = [*preset("QS_MODEL", Path(args.data)), *preset("QS_TRAIN", Path(args.data))]
+    one = quickstart.parse(["--data", args.data, *seeds, f"--options={own}", *output])
+    rows = quickstart.measure(one)["rows"]
     with torch.device("meta"):
-        model = build_model(name, **model_options(parse_train([*words, *own.split()])))
+        model = build_model(name, **model_options(parse_train(quickstart.train_options(one))))
     return {"parameters": sum(p.numel() for p in model.parameters()), "rows": rows}
 
 

@@ -34,11 +34,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
+def train_options(args: argparse.Namespace) -> list[str]:
+    """Options of train.py, without the seed."""
+    data = Path(args.data).resolve()
+    return [*preset("QS_MODEL", data), *preset("QS_TRAIN", data), *args.options.split()]
+
+
 def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate with a seed; its row of the table."""
-    data, folder = Path(args.data).resolve(), Path(args.output).resolve() / f"seed{seed}"
-    options = [*preset("QS_MODEL", data), *preset("QS_TRAIN", data), *args.options.split()]
-    return train_and_test(folder, [*options, "--seed", str(seed)], control=True)
+    folder = Path(args.output).resolve() / f"seed{seed}"
+    return train_and_test(folder, [*train_options(args), "--seed", str(seed)], control=True)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
